@@ -1,0 +1,106 @@
+"""Alerts as transitions: pending -> firing -> resolved, per rule and series, with hysteresis and a for-duration.
+
+A sample raises (beyond a bound), clears (within every clear level) or holds (between the two: the alert stays as it is).
+An alert is pending from the first sample that raises; it fires once it has stood for `for`, fires anew when it grows from
+warning to critical, and is resolved by the first sample that clears. One that clears while pending leaves no trace.
+Judged in stream order, over event time: no clock, so that a replay finds the same transitions.
+"""
+
+from __future__ import annotations
+
+import polars as pl
+
+
+# Alerts that stand. `severity` 1 is warning, 2 critical; `value` is its last sample's, `bound` the one last breached.
+ACTIVE = pl.Schema(
+    {
+        "rule": pl.String(),
+        "series": pl.UInt32(),
+        "partition": pl.Int32(),
+        "severity": pl.Int8(),
+        "firing": pl.Boolean(),
+        "since": pl.Int64(),
+        "time": pl.Int64(),
+        "value": pl.Float64(),
+        "bound": pl.Float64(),
+    }
+)
+TRANSITIONS = pl.Schema({**ACTIVE, "phase": pl.String(), "entry": pl.Int64()})
+# A value to be judged by a rule, in stream order. `time` is event time.
+SAMPLES = pl.Schema(
+    {"rule": pl.String(), "series": pl.UInt32(), "partition": pl.Int32(), "entry": pl.Int64(), "time": pl.Int64(), "value": pl.Float64(),
+     "level": pl.Int8(), "bound": pl.Float64(), "for_us": pl.Int64()}
+)  # fmt: skip
+
+
+def level() -> list[pl.Expr]:
+    """`level` (2 critical, 1 warning, 0 clear, null hold) and the `bound` that the value lies beyond, over value and BOUNDS."""
+    value = pl.col("value")
+    above = {name: value > pl.col(f"upper_{name}") for name in ("critical", "warning")}
+    below = {name: value < pl.col(f"lower_{name}") for name in ("critical", "warning")}
+    clear = (value <= pl.col("upper_clear")).fill_null(True) & (value >= pl.col("lower_clear")).fill_null(True)
+    critical, warning = above["critical"] | below["critical"], above["warning"] | below["warning"]
+    found = pl.when(critical.fill_null(False)).then(2).when(warning.fill_null(False)).then(1).when(clear).then(0)
+    bound = (
+        pl.when(above["critical"]).then(pl.col("upper_critical"))
+        .when(below["critical"]).then(pl.col("lower_critical"))
+        .when(above["warning"]).then(pl.col("upper_warning"))
+        .when(below["warning"]).then(pl.col("lower_warning"))
+    )  # fmt: skip
+    return [found.cast(pl.Int8).alias("level"), bound.alias("bound")]
+
+
+def evaluate(samples: pl.DataFrame, active: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame]:
+    """(TRANSITIONS, ACTIVE after) of SAMPLES in stream order, given the ACTIVE before."""
+    if samples.is_empty():
+        return TRANSITIONS.to_frame(), active
+    key = ["rule", "series"]
+    touched = active.join(samples.select(key).unique(), on=key, how="semi", maintain_order="left")
+    standing = touched.with_columns(level="severity", entry=pl.lit(None, pl.Int64), for_us=pl.lit(0, pl.Int64), known=True)
+    rows = pl.concat([standing, samples.with_columns(known=False)], how="diagonal").sort(key, maintain_order=True)
+
+    raised = pl.when(pl.col("level") >= 1).then(True).when(pl.col("level") == 0).then(False)
+    rows = rows.with_columns(latched=raised.forward_fill().over(key).fill_null(False))
+    before = pl.col("latched").shift(1).over(key).fill_null(False)
+    rows = rows.with_columns(start=pl.col("latched") & ~before, stop=~pl.col("latched") & before)
+    rows = rows.with_columns(run=pl.col("start").cum_sum().over(key))
+    run = [*key, "run"]
+    rows = rows.with_columns(time=pl.col("time").cum_max().over(run)).with_columns(
+        since=pl.col("since").first().over(run).fill_null(pl.col("time").first().over(run)),
+        severity=pl.col("level").fill_null(0).cum_max().over(run).cast(pl.Int8),
+    )
+    # Once an alert fires it fires until it clears, also when a new version of the rules asks for longer.
+    mature = pl.col("latched") & ((pl.col("time") - pl.col("since") >= pl.col("for_us")) & ~pl.col("known") | pl.col("firing").fill_null(False))
+    rows = rows.with_columns(firing=mature.cum_max().over(run) & pl.col("latched"))
+    rows = rows.with_columns(fired=pl.when("firing").then("severity").otherwise(0).cast(pl.Int8))
+    fired_before = pl.col("fired").shift(1).over(key).fill_null(0)
+    phase = (
+        pl.when("known").then(None)
+        .when("stop").then(pl.when(fired_before > 0).then(pl.lit("resolved")))
+        .when(pl.col("fired") > pl.when("start").then(0).otherwise(fired_before)).then(pl.lit("firing"))
+        .when(pl.col("start") & ~pl.col("firing")).then(pl.lit("pending"))
+    )  # fmt: skip
+    # What a resolved alert was: its severity and start are those of the run that ends.
+    rows = rows.with_columns(
+        phase=phase,
+        bound=pl.col("bound").forward_fill().over(key),
+        severity=pl.when("stop").then(fired_before).otherwise("severity"),
+        since=pl.when("stop").then(pl.col("since").shift(1).over(key)).otherwise("since"),
+    )
+    transitions = rows.filter(pl.col("phase").is_not_null()).select(pl.col(name).cast(dtype) for name, dtype in TRANSITIONS.items())
+    last = rows.filter(pl.col("latched")).group_by(key, maintain_order=True).agg(pl.all().last())
+    ended = rows.group_by(key, maintain_order=True).agg(pl.col("latched").last()).filter(~pl.col("latched"))
+    last = last.join(ended, on=key, how="anti", maintain_order="left").select(pl.col(name).cast(dtype) for name, dtype in ACTIVE.items())
+    untouched = active.join(samples.select(key).unique(), on=key, how="anti", maintain_order="left")
+    return transitions, pl.concat([untouched, last])
+
+
+def withdraw(active: pl.DataFrame, bounds: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame]:
+    """(TRANSITIONS, ACTIVE after) when the rules change: what no rule asks of its series any more is resolved."""
+    key = ["rule", "series"]
+    gone = active.join(bounds.select(key), on=key, how="anti", maintain_order="left")
+    kept = active.join(bounds.select(key), on=key, how="semi", maintain_order="left")
+    resolved = gone.filter("firing").with_columns(phase=pl.lit("resolved"), entry=pl.lit(None, pl.Int64)).select(list(TRANSITIONS))
+    return resolved, kept
+
+

@@ -1,0 +1,336 @@
+"""step(state, batch, rules) -> (state, output): the heart. What comes out is a function of the stream alone.
+
+One state and one step serve all partitions of a worker, since a call costs the same for one as for twenty. Devices do not
+share partitions, so nothing here lets one partition's rows touch another's: however partitions are put together or
+taken apart, and wherever their streams are cut, the same rows come out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+
+import polars as pl
+
+from pipeline.core import alerts, anomalies, counters
+from pipeline.core.rules import BOUNDS, SEVERITIES, Rules
+from pipeline.core.schema import AGGREGATES, ANOMALIES, DEAD_ROWS, EVENTS, LATE, SERIES_NAMES, log_time
+from pipeline.core.semantics import Semantics
+from pipeline.core.watermarks import DEVICES, WINDOWS, arrive, close_early, heaviest, judge, passed, silent
+from pipeline.core.windows import OPEN_ROWS, SUMMARIES, revise, summarise, window_of
+
+BATCH_EVENTS = pl.Schema({"partition": pl.Int32(), "entry": pl.Int64(), **EVENTS})
+ENTRIES = pl.Schema({"partition": pl.Int32(), "entry": pl.Int64(), "rows": pl.UInt32()})
+# Every series known, with its last sample in a closed window (null: none yet), which a counter's increase starts from.
+SERIES = pl.Schema(
+    {
+        "series": pl.UInt32(),
+        "partition": pl.Int32(),
+        **{name: pl.Categorical() for name in SERIES_NAMES},
+        "before_value": pl.Float64(),
+        "before_exact": pl.UInt64(),
+        "before_time": pl.Int64(),
+        "guard_upper": pl.Float64(),
+        "guard_lower": pl.Float64(),
+    }
+)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What was read: events and dead letters in stream order, and every entry they came in, ticks included."""
+
+    events: pl.DataFrame = field(default_factory=BATCH_EVENTS.to_frame)
+    entries: pl.DataFrame = field(default_factory=ENTRIES.to_frame)  # sorted by partition, entry
+    dead_letters: pl.DataFrame = field(default_factory=DEAD_ROWS.to_frame)
+
+
+@dataclass(frozen=True)
+class State:
+    """All that a worker knows between two steps. `positions`: the last entry applied, per partition held."""
+
+    positions: Mapping[int, int] = field(default_factory=dict)
+    series: pl.DataFrame = field(default_factory=SERIES.to_frame)
+    devices: pl.DataFrame = field(default_factory=DEVICES.to_frame)
+    windows: pl.DataFrame = field(default_factory=WINDOWS.to_frame)
+    open: pl.DataFrame = field(default_factory=OPEN_ROWS.to_frame)
+    active: pl.DataFrame = field(default_factory=alerts.ACTIVE.to_frame)
+    bounds: pl.DataFrame = field(default_factory=BOUNDS.to_frame)
+    rules_version: int = 0
+    next_series: int = 0
+
+    def with_partition(self, other: State) -> State:
+        """This state and that of partitions it does not have yet. Numbers of series are moved apart."""
+        shift = pl.col("series") + self.next_series
+        return replace(
+            self,
+            positions={**self.positions, **other.positions},
+            series=pl.concat([self.series, other.series.with_columns(shift)]),
+            devices=pl.concat([self.devices, other.devices]),
+            windows=pl.concat([self.windows, other.windows]),
+            open=pl.concat([self.open, other.open.with_columns(shift)]),
+            active=pl.concat([self.active, other.active.with_columns(shift)]),
+            rules_version=-1,  # bounds are resolved anew at the next step
+            next_series=self.next_series + other.next_series,
+        )
+
+    def without_partition(self, partition: int) -> State:
+        """This state without what belongs to `partition`."""
+        others = pl.col("partition") != partition
+        return replace(
+            self,
+            positions={p: position for p, position in self.positions.items() if p != partition},
+            series=self.series.filter(others),
+            devices=self.devices.filter(others),
+            windows=self.windows.filter(others),
+            open=self.open.filter(others),
+            active=self.active.filter(others),
+            rules_version=-1,
+        )
+
+
+@dataclass(frozen=True)
+class Output:
+    """Rows for the tables, and alert transitions. All in the order of the stream where it matters."""
+
+    aggregates: pl.DataFrame = field(default_factory=AGGREGATES.to_frame)
+    anomalies: pl.DataFrame = field(default_factory=ANOMALIES.to_frame)
+    late: pl.DataFrame = field(default_factory=LATE.to_frame)
+    dead_letters: pl.DataFrame = field(default_factory=DEAD_ROWS.to_frame)
+    transitions: pl.DataFrame = field(default_factory=alerts.TRANSITIONS.to_frame)
+
+
+@dataclass(frozen=True)
+class _Round:
+    """What one round found, before names are put to it."""
+
+    summaries: pl.DataFrame
+    late: pl.DataFrame
+    flagged: pl.DataFrame  # samples of events and windows that are anomalies
+    transitions: pl.DataFrame
+
+
+def step(state: State, batch: Batch, rules: Rules, semantics: Semantics) -> tuple[State, Output]:
+    """Apply a micro-batch of any partitions that the state holds."""
+    state, withdrawn = _take_rules(state, rules)
+    state, events = _number_series(state, batch.events, rules)
+    events = events.with_columns(log_time=log_time(pl.col("entry")), window=window_of(pl.col("event_time"), semantics.width))
+    events = judge(events, state.devices)
+    # Dead letters leave no trace in the aggregates, so none on their device either: they are no sign of life.
+    beyond = pl.col("running") - pl.col("event_time") > semantics.lateness_max
+    too_late, events = events.filter(beyond), events.filter(~beyond)
+    found: list[_Round] = []
+    entries = batch.entries.with_columns(log_time=log_time(pl.col("entry")))
+    cuts = _cuts(events, entries, state, semantics)
+    while not entries.is_empty():
+        taken, entries = _next_round(entries, cuts, state, semantics)
+        if entries.is_empty() and not found:
+            rows = events
+        else:
+            rows = events.join(taken.select("partition", "entry"), on=["partition", "entry"], how="semi", maintain_order="left")
+        state, one = _advance(state, rows, taken, semantics)
+        found.append(one)
+    return state, _named(state, found, [batch.dead_letters, _dead_rows(too_late)], withdrawn, rules.version)
+
+
+def _take_rules(state: State, rules: Rules) -> tuple[State, pl.DataFrame]:
+    """Swap the rules in where they are new; alerts that they no longer ask for are resolved."""
+    if state.rules_version == rules.version:
+        return state, alerts.TRANSITIONS.to_frame()
+    bounds = rules.resolve(state.series)
+    resolved, active = alerts.withdraw(state.active, bounds)
+    series = state.series.drop("guard_upper", "guard_lower").join(anomalies.guards(bounds), on="series", how="left", maintain_order="left")
+    return replace(state, bounds=bounds, active=active, series=series, rules_version=rules.version), resolved
+
+
+def _number_series(state: State, events: pl.DataFrame, rules: Rules) -> tuple[State, pl.DataFrame]:
+    """Put the number of its series, and the guards of its rules, to each event; register series that are new."""
+    names = list(SERIES_NAMES)
+    wanted = state.series.select(*names, "series", "guard_upper", "guard_lower")
+    numbered = events.join(wanted, on=names, how="left", maintain_order="left")
+    if not numbered["series"].null_count():
+        return state, numbered
+    new = numbered.filter(pl.col("series").is_null()).select("partition", *names).unique(names, keep="first", maintain_order=True)
+    new = new.with_columns(series=pl.int_range(new.height, dtype=pl.UInt32, eager=True) + state.next_series)
+    bounds = rules.resolve(new)
+    new = new.join(anomalies.guards(bounds), on="series", how="left", maintain_order="left")
+    series = pl.concat([state.series, new.select(pl.col(n) if n in new.columns else pl.lit(None, t).alias(n) for n, t in SERIES.items())])
+    state = replace(state, series=series, bounds=pl.concat([state.bounds, bounds]), next_series=state.next_series + new.height)
+    return state, events.join(series.select(wanted.columns), on=names, how="left", maintain_order="left")
+
+
+def _cuts(events: pl.DataFrame, entries: pl.DataFrame, state: State, semantics: Semantics) -> pl.DataFrame:
+    """Entries before which a round must end: a device comes back in them after a silence that began in this batch.
+
+    Only a batch that spans more log time than `idle_after` can have one.
+    """
+    none = pl.DataFrame(schema={"partition": pl.Int32(), "entry": pl.Int64()})
+    if entries.is_empty():
+        return none
+    spans = entries.group_by("partition").agg(pl.col("log_time").max() - pl.col("log_time").min())
+    if spans["log_time"].max() <= semantics.idle_after:
+        return none
+    arrivals = events.select("partition", "device", "entry", "log_time").unique(["device", "entry"], keep="first", maintain_order=True)
+    gap = pl.col("log_time") - pl.col("log_time").shift(1).over("device")
+    return arrivals.filter(gap > semantics.idle_after).select("partition", "entry").unique()
+
+
+def _next_round(entries: pl.DataFrame, cuts: pl.DataFrame, state: State, semantics: Semantics) -> tuple[pl.DataFrame, pl.DataFrame]:
+    """(entries of the next round, those left): per partition up to the next cut, and within the bound on open rows.
+
+    Within the bound nothing needs to be closed early, so that many entries can be judged at once; an entry that may go
+    beyond it makes a round of its own.
+    """
+    held = state.windows.group_by("partition").agg(held=pl.col("rows").sum())
+    total = entries["rows"].sum() + (held["held"].sum() or 0)
+    if cuts.is_empty() and total <= semantics.open_rows_max:
+        return entries, entries.clear()
+    marked = entries.join(held, on="partition", how="left", maintain_order="left").join(
+        cuts.with_columns(cut=True), on=["partition", "entry"], how="left", maintain_order="left"
+    )
+    first = pl.int_range(pl.len()).over("partition") == 0
+    fits = pl.col("held").fill_null(0) + pl.col("rows").cum_sum().over("partition") <= semantics.open_rows_max
+    stop = ~first & (pl.col("cut").fill_null(False) | ~fits)
+    marked = marked.with_columns(later=stop.cum_max().over("partition"))
+    return marked.filter(~pl.col("later")).select(entries.columns), marked.filter("later").select(entries.columns)
+
+
+def _advance(state: State, rows: pl.DataFrame, entries: pl.DataFrame, semantics: Semantics) -> tuple[State, _Round]:
+    """One round: a run of entries in which no silence begins and ends, and no bound is met but by a single entry.
+
+    In it, per device: silence before its first row closes windows; its rows move its event time and close windows, or are
+    late; silence up to the round's last entry closes windows. `entries` say what time it is in each partition.
+    """
+    devices = arrive(state.devices, rows)
+
+    closings = [silent(state.windows, devices, pl.col("first"), semantics)]
+    devices = close_early(devices, closings[0], semantics)
+    open_windows = _except(state.windows, closings[0])
+
+    rows = rows.join(devices.select("device", "closed_to"), on="device", how="left", maintain_order="left")
+    is_late = pl.col("window") + semantics.width <= pl.max_horizontal(pl.col("running") - semantics.disorder, "closed_to")
+    late, on_time = rows.filter(is_late), rows.filter(~is_late)
+
+    counts = on_time.group_by("device", "window").agg(pl.col("partition").first(), rows=pl.len()).select(list(WINDOWS))
+    open_windows = pl.concat([open_windows, counts]).group_by("device", "window").agg(pl.col("partition").first(), pl.col("rows").sum())
+    open_windows = open_windows.select(list(WINDOWS))
+    devices = devices.with_columns(
+        newest=pl.max_horizontal("newest", "largest"), arrived=pl.max_horizontal("arrived", "last")
+    )
+    closings.append(passed(open_windows, devices, rows, semantics))
+    open_windows = _except(open_windows, closings[1])
+
+    now = entries.group_by("partition").agg(now=pl.col("log_time").max())
+    devices = devices.join(now, on="partition", how="left", maintain_order="left")
+    closings.append(silent(open_windows, devices, pl.col("now"), semantics))
+    devices = close_early(devices, closings[2], semantics)
+    open_windows = _except(open_windows, closings[2])
+
+    if open_windows["rows"].sum() > semantics.open_rows_max:
+        closings.append(heaviest(open_windows, devices, semantics))
+        devices = close_early(devices, closings[3], semantics)
+        open_windows = _except(open_windows, closings[3])
+
+    breaches = anomalies.event_samples(rows.with_columns(is_late=is_late), state.bounds, state.active)
+    flagged = anomalies.first_of_each(breaches.filter(pl.col("level") >= 1), state.open, state.bounds)
+
+    open_rows = pl.concat([state.open, on_time.select(list(OPEN_ROWS))], rechunk=False)
+    closing = pl.concat(closings)
+    state = replace(state, devices=devices.select(list(DEVICES)), windows=open_windows, positions=_moved(state.positions, entries))
+    summaries = SUMMARIES.to_frame()
+    if closing.height:
+        closed = open_rows.join(closing, on=["device", "window"], maintain_order="left")
+        open_rows = open_rows.join(closing, on=["device", "window"], how="anti", maintain_order="left")
+        before = state.series.select("series", "before_value", "before_exact", "before_time")
+        summaries = summarise(closed, before, semantics)
+        state = replace(state, series=_remember(state.series, summaries))
+    if late.height:
+        summaries = pl.concat([summaries, revise(late.with_columns(newest="running", arrived="log_time"))])
+    state = replace(state, open=open_rows)
+    summaries = summaries.join(state.series.select("series", "partition"), on="series", how="left", maintain_order="left")
+    of_windows = anomalies.window_samples(summaries, state.bounds, semantics.width)
+    samples = pl.concat([breaches, of_windows])
+    transitions, active = alerts.evaluate(samples.select(list(alerts.SAMPLES)), state.active)
+    state = replace(state, active=active)
+    flagged = pl.concat([flagged, of_windows.filter(pl.col("level") >= 1)])
+    late = late.with_columns(lateness=pl.max_horizontal(pl.col("running") - semantics.disorder, "closed_to") - pl.col("event_time"))
+    return state, _Round(summaries, late, flagged, transitions)
+
+
+def _except(open_windows: pl.DataFrame, closings: pl.DataFrame) -> pl.DataFrame:
+    if closings.is_empty():
+        return open_windows
+    return open_windows.join(closings, on=["device", "window"], how="anti", maintain_order="left")
+
+
+def _moved(positions: Mapping[int, int], entries: pl.DataFrame) -> dict[int, int]:
+    newest = entries.group_by("partition").agg(pl.col("entry").max())
+    return {**positions, **dict(newest.iter_rows())}
+
+
+def _remember(series: pl.DataFrame, summaries: pl.DataFrame) -> pl.DataFrame:
+    """`series` with the last sample of each that had a window closed."""
+    newest = summaries.group_by("series").agg(
+        pl.col("last").sort_by("window").last(), pl.col("last_exact").sort_by("window").last(), pl.col("last_time").sort_by("window").last()
+    )
+    joined = series.join(newest, on="series", how="left", maintain_order="left")
+    has = pl.col("last_time").is_not_null()
+    return joined.with_columns(
+        before_value=pl.when(has).then("last").otherwise("before_value"),
+        before_exact=pl.when(has).then("last_exact").otherwise("before_exact"),
+        before_time=pl.when(has).then("last_time").otherwise("before_time"),
+    ).select(list(SERIES))
+
+
+def _named(state: State, found: list[_Round], dead: list[pl.DataFrame], withdrawn: pl.DataFrame, version: int) -> Output:
+    """Put names to numbers."""
+    if not found:
+        return Output(transitions=withdrawn)
+    names = state.series.select("series", "partition", *SERIES_NAMES)
+    summaries = pl.concat([one.summaries for one in found]).drop("device")
+    return Output(
+        aggregates=_with_names(summaries, names).with_columns(quality=_quality()).select(list(AGGREGATES)),
+        anomalies=_anomaly_rows(pl.concat([one.flagged for one in found]), names, version),
+        late=_with_names(pl.concat([one.late for one in found]), names).select(list(LATE)),
+        dead_letters=pl.concat(dead),
+        transitions=pl.concat([withdrawn, *(one.transitions for one in found)]),
+    )
+
+
+def _quality() -> pl.Expr:
+    return pl.col("quality_code").replace_strict(range(4), counters.QUALITIES, return_dtype=pl.String)
+
+
+def _with_names(rows: pl.DataFrame, names: pl.DataFrame) -> pl.DataFrame:
+    missing = names.drop([name for name in names.columns if name in rows.columns and name != "series"])
+    return rows.join(missing, on="series", how="left", maintain_order="left")
+
+
+def _anomaly_rows(flagged: pl.DataFrame, names: pl.DataFrame, version: int) -> pl.DataFrame:
+    distance = (pl.col("value") - pl.col("bound")).abs()
+    return _with_names(flagged, names).select(
+        *(["partition", *SERIES_NAMES]),
+        pl.col("time").alias("event_time"),
+        "window",
+        "rule",
+        pl.lit(version, pl.Int32).alias("rules_version"),
+        (pl.col("level") - 1).replace_strict(range(2), SEVERITIES, return_dtype=pl.String).alias("severity"),
+        "statistic",
+        "value",
+        "bound",
+        (distance / pl.max_horizontal(pl.col("bound").abs(), pl.lit(1.0))).alias("score"),
+    )
+
+
+def _dead_rows(too_late: pl.DataFrame) -> pl.DataFrame:
+    """Events that came too late, as dead letters with the event's JSON text."""
+    event = pl.struct(
+        "device", "interface", "metric", pl.col("tags").cast(pl.String), pl.coalesce(pl.col("exact").cast(pl.Float64), "value").alias("value"),
+        timestamp=pl.col("event_time") // 1000,
+    ).struct.json_encode()  # fmt: skip
+    return too_late.select(
+        "partition", "entry", pl.col("device").cast(pl.String), pl.lit("timestamp").alias("field"), pl.lit("too_late").alias("reason"),
+        event=event,
+    ).select(list(DEAD_ROWS))  # fmt: skip
+
+

@@ -1,0 +1,82 @@
+"""Position + pending entries + last rows -> the state a worker resumes with. The lake is the checkpoint.
+
+Entries at or before the position give back the devices' event times; their rows in windows that were closed at the
+position are counted already, all others are open. Entries after the position are not this module's: they go through `step`.
+"""
+
+from __future__ import annotations
+
+import polars as pl
+
+
+from pipeline.core.batch import SERIES, Batch, State
+from pipeline.core.schema import SERIES_NAMES, log_time
+from pipeline.core.semantics import NEVER, Semantics
+from pipeline.core.watermarks import DEVICES, WINDOWS
+from pipeline.core.windows import OPEN_ROWS, window_of
+
+# What the lake says of one partition's series: its last sample in a base row, and over all its rows the newest event time
+# and the last arrival of its device, and the end of its last window that closed.
+LAST_ROWS = pl.Schema(
+    {
+        **{name: pl.Categorical() for name in SERIES_NAMES},
+        "last": pl.Float64(),
+        "last_exact": pl.UInt64(),
+        "last_time": pl.Int64(),
+        "newest": pl.Int64(),
+        "arrived": pl.Int64(),
+        "closed_to": pl.Int64(),
+    }
+)
+
+
+def recover(partition: int, position: int, last_rows: pl.DataFrame, replayed: Batch, active: pl.DataFrame, semantics: Semantics) -> State:
+    """The state of `partition` at `position`.
+
+    `last_rows`: LAST_ROWS. `replayed`: pending entries at or before the position. `active`: the alerts that stand, as
+    ACTIVE with names in place of `series`.
+    """
+    events = replayed.events.with_columns(
+        log_time=log_time(pl.col("entry")), window=window_of(pl.col("event_time"), semantics.width)
+    )
+    devices = _devices(partition, last_rows, events, semantics)
+    names = list(SERIES_NAMES)
+    known = pl.concat([last_rows.select(names), events.select(names), active.select(names)]).unique(maintain_order=True)
+    series = (
+        known.with_columns(partition=pl.lit(partition, pl.Int32), series=pl.int_range(known.height, dtype=pl.UInt32, eager=True))
+        .join(last_rows, on=names, how="left", maintain_order="left")
+        .with_columns(before_value="last", before_exact="last_exact", before_time="last_time", guard_upper=None, guard_lower=None)
+        .select(pl.col(name).cast(dtype) for name, dtype in SERIES.items())
+    )
+    events = events.join(series.select("series", *names), on=names, maintain_order="left").join(
+        devices.select("device", "newest", "closed_to"), on="device", maintain_order="left"
+    )
+    watermark = pl.max_horizontal(pl.col("newest") - semantics.disorder, "closed_to")
+    open_rows = events.filter(pl.col("window") + semantics.width > watermark).select(list(OPEN_ROWS))
+    return State(
+        positions={partition: position},
+        series=series,
+        devices=devices,
+        windows=open_rows.group_by("device", "window").agg(pl.col("partition").first(), rows=pl.len()).select(list(WINDOWS)),
+        open=open_rows,
+        active=active.join(series.select("series", *names), on=names).drop(names).select(
+            "rule", "series", pl.lit(partition, pl.Int32).alias("partition"), "severity", "firing", "since", "time", "value", "bound"
+        ),
+        rules_version=-1,
+        next_series=series.height,
+    )
+
+
+def _devices(partition: int, last_rows: pl.DataFrame, events: pl.DataFrame, semantics: Semantics) -> pl.DataFrame:
+    in_lake = last_rows.group_by("device").agg(pl.col("newest").max(), pl.col("arrived").max(), pl.col("closed_to").max())
+    newest = pl.concat([in_lake.select("device", "newest"), events.select("device", newest="event_time")]).group_by("device").agg(pl.col("newest").max())
+    # Rows that came too late became dead letters and left no trace on their device.
+    events = events.join(newest, on="device").filter(pl.col("newest") - pl.col("event_time") <= semantics.lateness_max)
+    arrived = events.select("device", arrived="log_time")
+    arrived = pl.concat([in_lake.select("device", "arrived"), arrived]).group_by("device").agg(pl.col("arrived").max())
+    return (
+        newest.join(arrived, on="device", how="left")
+        .join(in_lake.select("device", "closed_to"), on="device", how="left")
+        .with_columns(pl.col("arrived", "closed_to").fill_null(NEVER), partition=pl.lit(partition, pl.Int32))
+        .select(list(DEVICES))
+    )

@@ -1,0 +1,103 @@
+"""The frames that travel, declared once, in Polars types; stores/codec.py derives their Arrow form.
+
+Times inside the pipeline are Int64 microseconds since the epoch, UTC (`*_time`, `newest`, `arrived`, `closed_to`).
+The id of a stream entry is one Int64: milliseconds of its arrival, shifted left by 20, plus its sequence number;
+so ids order like Redis orders them, and fit a Delta `txn` version.
+"""
+
+from __future__ import annotations
+
+import polars as pl
+
+SEQUENCE_BITS = 20  # 2**20 entries a millisecond and partition; 2**43 ms last until the year 2248
+
+# One measurement. `tags` is canonical JSON with sorted keys, "" for none. `counter_bits` is 0 for a gauge, else the
+# width at which the counter wraps: 32, 53 (a 64-bit counter that a float64 exporter wraps) or 64.
+# `exact` is the value as an integer where float64 cannot hold it (|value| >= 2**53), else null.
+EVENTS = pl.Schema(
+    {
+        "device": pl.Categorical(),
+        "interface": pl.Categorical(),
+        "metric": pl.Categorical(),
+        "tags": pl.Categorical(),
+        "counter_bits": pl.UInt8(),
+        "value": pl.Float64(),
+        "exact": pl.UInt64(),
+        "event_time": pl.Int64(),
+    }
+)
+
+# An event set aside, with its reason. `event` is its JSON text (cut to a bound), so that it can be re-driven.
+DEAD_LETTERS = pl.Schema(
+    {
+        "device": pl.String(),
+        "field": pl.String(),
+        "reason": pl.String(),
+        "event": pl.String(),
+    }
+)
+
+def entry_id(milliseconds: int, sequence: int) -> int:
+    """The Int64 form of the stream id `milliseconds-sequence`."""
+    return milliseconds << SEQUENCE_BITS | sequence
+
+
+def split_entry_id(entry: int) -> tuple[int, int]:
+    """(milliseconds, sequence) of an Int64 entry id; the inverse of `entry_id`."""
+    return entry >> SEQUENCE_BITS, entry & ((1 << SEQUENCE_BITS) - 1)
+
+
+def log_time(entry: pl.Expr) -> pl.Expr:
+    """The moment of an entry's arrival in microseconds: what its id says, never a clock."""
+    return entry.cast(pl.Int64).floordiv(1 << SEQUENCE_BITS) * 1000
+
+
+SERIES_NAMES = ("device", "interface", "metric", "tags")
+
+_PLACE = {"partition": pl.Int32(), **{name: pl.Categorical() for name in SERIES_NAMES}}
+
+# What a worker makes of a micro-batch, as the lake's tables take it. `counter_bits` 0: a gauge.
+AGGREGATES = pl.Schema(
+    {
+        **_PLACE,
+        "window": pl.Int64(),
+        "counter_bits": pl.UInt8(),
+        "count": pl.UInt32(),
+        "sum": pl.Float64(),
+        "min": pl.Float64(),
+        "max": pl.Float64(),
+        "mean": pl.Float64(),
+        "stddev": pl.Float64(),  # of the sample (n - 1); null for one row
+        "first": pl.Float64(),
+        "last": pl.Float64(),
+        "first_time": pl.Int64(),
+        "last_time": pl.Int64(),
+        "p50": pl.Float64(),  # linear between closest ranks (R-7), as DuckDB's quantile_cont
+        "p95": pl.Float64(),
+        "p99": pl.Float64(),
+        "increase": pl.Float64(),
+        "rate": pl.Float64(),  # increase a second, over the event time it took
+        "quality": pl.String(),  # of the increase: ok, gap, wrap, reset
+        "repeated": pl.UInt32(),  # samples of the open window that a later one with the same time replaced
+        "revision": pl.Boolean(),  # made of late rows
+        "last_exact": pl.UInt64(),  # the last value where float64 cannot hold it
+        "newest": pl.Int64(),  # its device's newest event time and last arrival when the row was made
+        "arrived": pl.Int64(),
+    }
+)
+LATE = pl.Schema({**_PLACE, "event_time": pl.Int64(), "window": pl.Int64(), "lateness": pl.Int64(), "value": pl.Float64(), "entry": pl.Int64()})
+ANOMALIES = pl.Schema(
+    {
+        **_PLACE,
+        "event_time": pl.Int64(),  # of the event; of a window: its end
+        "window": pl.Int64(),  # null: a single event
+        "rule": pl.String(),
+        "rules_version": pl.Int32(),
+        "severity": pl.String(),
+        "statistic": pl.String(),
+        "value": pl.Float64(),
+        "bound": pl.Float64(),
+        "score": pl.Float64(),  # distance beyond the bound, in units of the bound; higher is odder
+    }
+)
+DEAD_ROWS = pl.Schema({"partition": pl.Int32(), "entry": pl.Int64(), **DEAD_LETTERS})

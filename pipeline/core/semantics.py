@@ -1,0 +1,28 @@
+"""What time means: the numbers that decide which window an event falls into, and when that window closes.
+
+They are fixed when a lake is made. Recovery judges by them what was closed at a position, so that other numbers over the
+same lake would lose or double events.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+NEVER = -(1 << 62)  # a moment before every moment: the event time of a device that has sent nothing
+
+
+@dataclass(frozen=True)
+class Semantics:
+    """All times in microseconds."""
+
+    width: int  # of a tumbling window
+    disorder: int  # how far behind its device's newest event an event may be and still be on time
+    idle_after: int  # log time after which a device that sends nothing is silent
+    lateness_max: int  # older than this, behind its device's newest event, and an event becomes a dead letter
+    open_rows_max: int  # open rows of one partition
+    counter_gap: int  # samples of a counter further apart have a gap between them
+    series_ttl: int  # event time after which the last sample of a series no longer counts as its previous one
+
+    def __post_init__(self) -> None:
+        if self.lateness_max < self.disorder + self.width:
+            raise ValueError("lateness_max must be at least disorder + width: an event too late must have a closed window")

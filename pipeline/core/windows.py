@@ -1,0 +1,151 @@
+"""Tumbling windows over event time: what a closed window says of each of its series, and what late rows add.
+
+A window is [start, start + width). Each of its rows is aggregated once, when it closes. A repeated (series, event time)
+in it is one sample: the last in stream order. Rows are sorted before anything is summed, so that a replay agrees to the
+last bit.
+"""
+
+from __future__ import annotations
+
+import polars as pl
+
+from pipeline.core import counters
+from pipeline.core.semantics import Semantics
+
+OPEN_ROWS = pl.Schema(
+    {
+        "series": pl.UInt32(),
+        "partition": pl.Int32(),
+        "device": pl.Categorical(),
+        "window": pl.Int64(),
+        "event_time": pl.Int64(),
+        "entry": pl.Int64(),
+        "counter_bits": pl.UInt8(),
+        "value": pl.Float64(),
+        "exact": pl.UInt64(),
+    }
+)
+
+# What one closed window, or one round of late rows, says of one series. Times in microseconds.
+SUMMARIES = pl.Schema(
+    {
+        "series": pl.UInt32(),
+        "device": pl.Categorical(),
+        "window": pl.Int64(),
+        "count": pl.UInt32(),
+        "repeated": pl.UInt32(),  # samples of an open window that a later one with the same time replaced
+        "sum": pl.Float64(),
+        "min": pl.Float64(),
+        "max": pl.Float64(),
+        "mean": pl.Float64(),
+        "stddev": pl.Float64(),  # of the sample (n - 1); null for one row
+        "first": pl.Float64(),
+        "last": pl.Float64(),
+        "last_exact": pl.UInt64(),
+        "first_time": pl.Int64(),
+        "last_time": pl.Int64(),
+        "p50": pl.Float64(),  # linear between closest ranks (R-7), as DuckDB's quantile_cont
+        "p95": pl.Float64(),
+        "p99": pl.Float64(),
+        "counter_bits": pl.UInt8(),
+        "increase": pl.Float64(),
+        "rate": pl.Float64(),  # increase a second, over the event time it took
+        "quality_code": pl.UInt8(),
+        "revision": pl.Boolean(),
+        "newest": pl.Int64(),
+        "arrived": pl.Int64(),
+    }
+)
+
+
+def window_of(event_time: pl.Expr, width: int) -> pl.Expr:
+    """The start of the window that an event time falls into."""
+    return event_time.floordiv(width) * width
+
+
+def summarise(closed: pl.DataFrame, before: pl.DataFrame, semantics: Semantics) -> pl.DataFrame:
+    """SUMMARIES of windows that close, from all their rows (OPEN_ROWS with newest, arrived) in stream order.
+
+    `before` has series, before_value, before_exact, before_time: the last sample of each series in a closed window.
+    """
+    rows = closed.sort("series", "event_time", maintain_order=True)
+    kept = (pl.col("series") != pl.col("series").shift(-1)) | (pl.col("event_time") != pl.col("event_time").shift(-1))
+    rows = rows.with_columns(kept=kept.fill_null(True))
+    repeats = rows.filter(~pl.col("kept")).group_by("series", "window").agg(repeated=pl.len())
+    if not repeats.is_empty():
+        rows = rows.filter("kept")
+    rows = _with_steps(rows, before, semantics) if rows["counter_bits"].max() else rows
+    summaries = _statistics(rows)
+    if "step" in rows.columns:
+        summaries = _with_increase(summaries, rows)
+    if repeats.is_empty():
+        summaries = summaries.with_columns(repeated=pl.lit(0, pl.UInt32))
+    else:
+        summaries = summaries.join(repeats, on=["series", "window"], how="left", maintain_order="left").with_columns(pl.col("repeated").fill_null(0))
+    return _shape(summaries, revision=False)
+
+
+def revise(late: pl.DataFrame) -> pl.DataFrame:
+    """SUMMARIES of late rows: each counts; quantiles and increase are left to the base row.
+
+    `newest` and `arrived` are the device's after the last of them.
+    """
+    rows = late.sort("series", "event_time", maintain_order=True)
+    return _shape(_statistics(rows, quantiles=False).with_columns(repeated=pl.lit(0, pl.UInt32)), revision=True)
+
+
+def _statistics(rows: pl.DataFrame, *, quantiles: bool = True) -> pl.DataFrame:
+    value = pl.col("value")
+    shares = {"p50": 0.5, "p95": 0.95, "p99": 0.99} if quantiles else {}
+    return rows.group_by("series", "window", maintain_order=True).agg(
+        pl.col("device").first(),
+        value.len().alias("count"),
+        value.sum().alias("sum"),
+        value.min().alias("min"),
+        value.max().alias("max"),
+        value.mean().alias("mean"),
+        value.std().alias("stddev"),
+        value.first().alias("first"),
+        value.last().alias("last"),
+        pl.col("exact").last().alias("last_exact"),
+        pl.col("event_time").first().alias("first_time"),
+        pl.col("event_time").last().alias("last_time"),
+        pl.col("counter_bits").last(),
+        pl.col("newest").max(),
+        pl.col("arrived").max(),
+        *(value.quantile(share, "linear").alias(name) for name, share in shares.items()),
+    )
+
+
+def _with_steps(rows: pl.DataFrame, before: pl.DataFrame, semantics: Semantics) -> pl.DataFrame:
+    same = pl.col("series") == pl.col("series").shift(1)
+    rows = rows.join(before, on="series", how="left", maintain_order="left")
+    usable = pl.col("event_time") - pl.col("before_time") <= semantics.series_ttl
+    rows = rows.with_columns(
+        pl.when(same).then(pl.col(name).shift(1)).when(usable).then(pl.col(f"before_{name}")).alias(f"before_{name}") for name in ("value", "exact")
+    ).with_columns(before_time=pl.when(same).then(pl.col("event_time").shift(1)).when(usable).then(pl.col("before_time")))
+    if rows["exact"].null_count() == rows.height and rows["before_exact"].null_count() == rows.height:
+        return rows.with_columns(counters.step_columns(semantics.counter_gap))
+    beyond = pl.col("exact").is_not_null() | pl.col("before_exact").is_not_null()
+    parts = [
+        rows.with_row_index("order").filter(~beyond).with_columns(counters.step_columns(semantics.counter_gap)),
+        rows.with_row_index("order").filter(beyond).with_columns(counters.exact_step_columns(semantics.counter_gap)),
+    ]
+    return pl.concat(parts).sort("order").drop("order")
+
+
+def _with_increase(summaries: pl.DataFrame, rows: pl.DataFrame) -> pl.DataFrame:
+    steps = rows.filter(pl.col("step").is_not_null()).group_by("series", "window").agg(
+        increase=pl.col("step").sum(),
+        quality_code=pl.col("quality_code").max(),
+        elapsed=pl.col("event_time").max() - pl.col("before_time").min(),
+    )
+    rate = pl.when(pl.col("elapsed") > 0).then(pl.col("increase") / pl.col("elapsed") * 1e6)
+    return summaries.join(steps, on=["series", "window"], how="left", maintain_order="left").with_columns(rate=rate)
+
+
+def _shape(summaries: pl.DataFrame, *, revision: bool) -> pl.DataFrame:
+    have = set(summaries.columns)
+    return summaries.with_columns(revision=pl.lit(revision)).select(
+        pl.col(name).cast(dtype) if name in have or name == "revision" else pl.lit(None, dtype).alias(name) for name, dtype in SUMMARIES.items()
+    )

@@ -1,0 +1,27 @@
+"""One class per next move of the caller; the message names the bad thing and the remedy."""
+
+from __future__ import annotations
+
+
+class PipelineError(Exception):
+    """Base of every error that is ours. `str(error)` is one line that a user can act on."""
+
+
+class Invalid(PipelineError):
+    """The input is wrong. Fix it; a retry of the same input cannot help."""
+
+
+class Unavailable(PipelineError):
+    """A store does not answer, or is not ready. Back off with jitter and try again, bounded."""
+
+
+class Fenced(PipelineError):
+    """A newer worker holds this partition. Drop the batch and stop; a retry cannot help."""
+
+    def __init__(self, partition: int, detail: str) -> None:
+        super().__init__(f"partition {partition}: {detail}")
+        self.partition = partition
+
+
+class CommitUnknown(PipelineError):
+    """The reply to a commit got lost. Read the positions back before anything else."""

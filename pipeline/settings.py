@@ -1,0 +1,119 @@
+"""Settings: what is fixed at the start of a process, read from the environment. Rules are data: they live in Redis.
+
+Every bound, wait and retry of the system has its field here, with the unit last in its name.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Self
+
+from pydantic import AliasChoices, Field, ValidationError, model_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from pipeline.errors import Invalid
+
+PREFIX = "PIPELINE_"
+SECOND_US = 1_000_000
+
+Positive = Annotated[int, Field(ge=1)]
+Seconds = Annotated[float, Field(gt=0, le=10 * 365 * 86_400)]
+
+
+class Settings(BaseSettings):
+    """All settings of all roles. A field `x` is the variable `PIPELINE_X`."""
+
+    model_config = SettingsConfigDict(env_prefix=PREFIX, extra="ignore", frozen=True, populate_by_name=True)
+
+    # Where things are
+    redis_url: Annotated[str | None, Field(validation_alias=AliasChoices("PIPELINE_REDIS_URL", "REDIS_URL"))] = None
+    data_dir: Path = Path("data")
+    lake_url: str | None = None  # default: DATA_DIR/lake; s3://, gs:// and az:// work too
+    partitions: Annotated[int, Field(ge=1, le=4096)] = 16
+
+    # Windows: these four and `partitions` are written into the lake when it is made, and cannot change after
+    window_seconds: Annotated[int, Field(ge=1, le=300)] = 60
+    disorder_seconds: Annotated[float, Field(ge=0, le=3600)] = 20
+    idle_after_seconds: Seconds = 60
+    lateness_max_seconds: Seconds = 86_400
+    tick_interval_seconds: Seconds = 5
+    counter_gap_seconds: Seconds = 300
+    series_ttl_seconds: Seconds = 7 * 86_400
+    open_rows_max: Positive = 2_000_000  # per partition
+
+    # Worker
+    lease_ms: Annotated[int, Field(ge=300, le=600_000)] = 3000
+    poll_interval_ms: Positive = 25
+    step_linger_ms: Annotated[int, Field(ge=0, le=10_000)] = 100
+    step_rows_max: Positive = 400_000
+    read_entries_max: Positive = 256  # entries of one partition in one read
+    commit_interval_ms: Positive = 1000
+    commit_retries_max: Positive = 100
+    uncommitted_rows_max: Positive = 2_000_000
+    rules_reload_seconds: Seconds = 2
+    recovery_timeout_seconds: Seconds = 300
+
+    # Ingest API
+    api_host: str = "127.0.0.1"
+    api_port: Annotated[int, Field(ge=0, le=65_535)] = 8000
+    body_bytes_max: Positive = 8 * 1024**2
+    body_decompressed_bytes_max: Positive = 64 * 1024**2
+    body_events_max: Positive = 50_000
+    name_chars_max: Positive = 256
+    tags_max: Positive = 16
+    dead_letter_chars_max: Positive = 2048
+    future_skew_max_seconds: Annotated[float, Field(ge=0)] = 60
+    group_linger_ms: Annotated[int, Field(ge=0, le=1000)] = 5
+    group_events_max: Positive = 50_000
+    ingest_queue_events_max: Positive = 400_000
+    ingest_queue_bytes_max: Positive = 256 * 1024**2  # of bodies being read or decoded
+    ingest_stop_seconds: Seconds = 30  # how long a stop waits for the requests that were accepted
+    idempotency_seconds: Positive = 300
+    counter_metrics: dict[str, int] = Field(default_factory=dict)  # further metric name patterns -> counter bits (0: gauge)
+
+    # Redis
+    redis_timeout_seconds: Seconds = 5
+    backoff_max_seconds: Seconds = 5
+
+    # Maintenance and the lake
+    compact_interval_seconds: Seconds = 60
+    compact_files_min: Positive = 8
+    vacuum_retention_hours: Annotated[float, Field(ge=0)] = 1
+    retention_days: Positive = 400
+    checkpoint_commits: Positive = 10
+
+    # Notifier
+    notify_retries_max: Positive = 5
+
+    @model_validator(mode="after")
+    def _relations(self) -> Self:
+        if self.group_events_max > self.ingest_queue_events_max:
+            raise ValueError("group_events_max must not exceed ingest_queue_events_max")
+        if self.body_events_max > self.ingest_queue_events_max:
+            raise ValueError("body_events_max must not exceed ingest_queue_events_max")
+        if self.series_ttl_seconds <= self.idle_after_seconds + self.window_seconds:
+            raise ValueError("series_ttl_seconds must exceed idle_after_seconds + window_seconds")
+        return self
+
+    @property
+    def lake(self) -> str:
+        """The folder or URL under which the tables lie."""
+        return self.lake_url or str(self.data_dir / "lake")
+
+
+def load(**overrides: object) -> Settings:
+    """The settings of this environment. Invalid: one line per bad field, `PIPELINE_X=value: what is wrong`."""
+    try:
+        return Settings(**overrides)
+    except ValidationError as error:
+        raise Invalid("\n".join(_line(problem) for problem in error.errors())) from None
+
+
+def _line(problem: dict) -> str:
+    name = str(problem["loc"][0]) if problem["loc"] else ""
+    message = problem["msg"].removeprefix("Value error, ")
+    if not name:
+        return f"settings: {message}"
+    variable = name.upper() if name.upper().startswith((PREFIX, "REDIS")) else PREFIX + name.upper()
+    shown = "***" if "url" in name.lower() else problem["input"]
+    return f"{variable}={shown}: {message[0].lower()}{message[1:]}"

@@ -1,0 +1,1 @@
+"""What outlives a process: Redis Streams and leases, the rulebook, the lake and its catalog."""

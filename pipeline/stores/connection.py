@@ -1,0 +1,131 @@
+"""Redis: how to reach it, what it must be like, how its keys are named, and what its errors mean to us.
+
+Every key of a partition carries the hash tag {p}, so that a partition lives whole on one slot of a Redis Cluster.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import redis
+import redis.asyncio
+from redis.backoff import NoBackoff
+from redis.exceptions import BusyLoadingError, ConnectionError, OutOfMemoryError, ReadOnlyError, RedisError, ResponseError, TimeoutError
+from redis.retry import Retry
+
+from pipeline.core.schema import entry_id, split_entry_id
+from pipeline.errors import Fenced, Invalid, PipelineError, Unavailable
+
+GROUP = b"pipeline"
+CONSUMER = b"holder"  # a fixed name: a partition has one holder, the next one reads the same pending list as its own
+_LUA = Path(__file__).parent / "lua"
+
+
+def stream_key(partition: int) -> str:
+    return f"telemetry:{{{partition}}}"
+
+
+def lease_key(partition: int) -> str:
+    return f"lease:{{{partition}}}"
+
+
+def fence_key(partition: int) -> str:
+    return f"fence:{{{partition}}}"
+
+
+def books_key(partition: int) -> str:
+    return f"books:{{{partition}}}"
+
+
+def idempotency_key(partition: int) -> str:
+    return f"idempotency:{{{partition}}}"
+
+
+def alert_state_key(partition: int) -> str:
+    return f"alertstate:{{{partition}}}"
+
+
+def alerts_key(partition: int) -> str:
+    return f"alerts:{{{partition}}}"
+
+
+def script(name: str) -> str:
+    """The text of a Lua script; those of a holder begin with the comparison of its fencing token."""
+    text = (_LUA / f"{name}.lua").read_text()
+    return (_LUA / "fence.lua").read_text() + text if text.startswith("-- fenced") else text
+
+
+def connect(url: str, timeout_seconds: float) -> redis.Redis:
+    """A client whose every wait is bounded. It never retries by itself: the caller knows what may be sent twice."""
+    return redis.Redis.from_url(url, socket_timeout=timeout_seconds, socket_connect_timeout=timeout_seconds, retry=Retry(NoBackoff(), 0))
+
+
+def connect_async(url: str, timeout_seconds: float) -> redis.asyncio.Redis:
+    """The same for asyncio."""
+    retry = redis.asyncio.retry.Retry(NoBackoff(), 0)
+    return redis.asyncio.Redis.from_url(url, socket_timeout=timeout_seconds, socket_connect_timeout=timeout_seconds, retry=retry)
+
+
+def translate(error: RedisError, partition: int | None = None) -> PipelineError:
+    """What a Redis error means to the caller: Fenced (stop), or Unavailable (wait and try again)."""
+    text = str(error)
+    if "FENCED" in text and partition is not None:
+        return Fenced(partition, text[text.index("FENCED") + 7 :])
+    if "NOSTREAM" in text:
+        return Unavailable(f"partition {partition} has no stream: no worker has opened it yet")
+    if isinstance(error, (BusyLoadingError, ConnectionError, TimeoutError, OutOfMemoryError, ReadOnlyError)) or text.startswith(
+        ("OOM", "LOADING", "MISCONF", "CLUSTERDOWN", "TRYAGAIN", "NOREPLICAS", "MASTERDOWN")
+    ):
+        return Unavailable(f"Redis: {redact(text)}")
+    return Unavailable(f"Redis refused: {redact(text)}")
+
+
+@contextmanager
+def translated(partition: int | None = None) -> Iterator[None]:
+    """Turn Redis errors inside into ours."""
+    try:
+        yield
+    except RedisError as error:
+        raise translate(error, partition) from error
+
+
+def redact(text: str) -> str:
+    """Text without the credentials of a URL in it."""
+    return re.sub(r"(\w+://)[^@/\s]*@", r"\1***@", text)
+
+
+def parse_id(raw: bytes) -> int:
+    """The Int64 form of the stream id `raw`. Invalid: a sequence number beyond its bits."""
+    milliseconds, sequence = raw.split(b"-")
+    entry = entry_id(int(milliseconds), int(sequence))
+    if split_entry_id(entry) != (int(milliseconds), int(sequence)):
+        raise Invalid(f"stream id {raw.decode()} does not fit into 64 bits")
+    return entry
+
+
+def format_id(entry: int) -> str:
+    """The stream id of an Int64 entry id; 0 for anything before the first."""
+    return "{}-{}".format(*split_entry_id(max(entry, 0)))
+
+
+def check_server(client: redis.Redis) -> list[str]:
+    """Warnings about this Redis. Invalid: it may evict, or is too old. Unavailable: it does not answer."""
+    with translated():
+        info = client.info("server")
+        version = str(info.get("redis_version", "0"))
+        if tuple(int(part) for part in version.split(".")[:2]) < (6, 2):
+            raise Invalid(f"Redis {version} is too old: 6.2 or newer (or Valkey) is needed")
+        try:
+            policy = client.config_get("maxmemory-policy").get("maxmemory-policy", "unknown")
+            append_only = client.config_get("appendonly").get("appendonly", "unknown")
+        except ResponseError:  # CONFIG is often forbidden to an ACL user; INFO tells the same
+            policy = client.info("memory").get("maxmemory_policy", "unknown")
+            append_only = "yes" if client.info("persistence").get("aof_enabled") else "no"
+    if policy not in ("noeviction", "unknown"):
+        raise Invalid(f"this Redis may evict events (maxmemory-policy {policy}): run `redis-cli config set maxmemory-policy noeviction`")
+    if append_only != "yes":
+        return ["Redis has no append-only file: what it holds is lost when it stops (remedy: `redis-cli config set appendonly yes`)"]
+    return []

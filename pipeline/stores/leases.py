@@ -1,0 +1,62 @@
+"""Leases in Redis: the right to work on a partition, which expires. Each carries a fencing token that only grows."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import redis
+from redis.exceptions import RedisError
+
+from pipeline.errors import PipelineError, Unavailable
+from pipeline.stores import connection as keys
+from pipeline.stores.connection import script, translate, translated
+
+MEMBERS = "workers"
+
+
+class Leases:
+    """Acquire, renew and release leases as `owner`; and who else is alive."""
+
+    def __init__(self, client: redis.Redis, owner: str, ttl_ms: int) -> None:
+        self._redis = client
+        self._owner = owner
+        self._ttl_ms = ttl_ms
+        self._scripts = {name: client.register_script(script(name)) for name in ("acquire", "renew", "release", "heartbeat")}
+
+    def heartbeat(self, *, leaving: bool = False) -> list[str]:
+        """Say that this member lives (or leaves); the names of all that live, sorted."""
+        with translated():
+            members = self._scripts["heartbeat"](keys=[MEMBERS], args=[self._owner, self._ttl_ms, "0" if leaving else "1"])
+        return sorted(member.decode() for member in members)
+
+    def holders(self, partitions: int) -> dict[int, str | None]:
+        """Who holds each partition now; None: nobody."""
+        with translated():
+            pipe = self._redis.pipeline(transaction=False)
+            for partition in range(partitions):
+                pipe.hget(keys.lease_key(partition), "owner")
+            owners = pipe.execute()
+        return {partition: owner.decode() if owner else None for partition, owner in enumerate(owners)}
+
+    def acquire(self, partition: int) -> int | None:
+        """The fencing token of the new lease; None where another holds it."""
+        with translated(partition):
+            token = self._scripts["acquire"](keys=[keys.lease_key(partition), keys.fence_key(partition)], args=[self._owner, self._ttl_ms])
+        return None if token is None else int(token)
+
+    def renew(self, leases: Mapping[int, int]) -> dict[int, PipelineError]:
+        """Renew all (partition -> token) in one round trip; what failed, and how: Fenced or Unavailable."""
+        pipe = self._redis.pipeline(transaction=False)
+        for partition, token in leases.items():
+            self._scripts["renew"](keys=[keys.lease_key(partition)], args=[token, self._ttl_ms], client=pipe)
+        try:
+            replies = pipe.execute(raise_on_error=False)
+        except (RedisError, OSError) as error:
+            return dict.fromkeys(leases, Unavailable(f"Redis: {keys.redact(str(error))}"))
+        failed = {partition: reply for partition, reply in zip(leases, replies, strict=True) if isinstance(reply, RedisError)}
+        return {partition: translate(error, partition) for partition, error in failed.items()}
+
+    def release(self, partition: int, token: int) -> None:
+        """Give the lease back. Fenced: it is another's already."""
+        with translated(partition):
+            self._scripts["release"](keys=[keys.lease_key(partition)], args=[token])

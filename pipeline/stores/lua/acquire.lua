@@ -1,0 +1,13 @@
+-- Take a free lease. KEYS: lease, fence. ARGV: owner, ttl in ms. The token only grows; it starts from the clock, so that
+-- it does over a Redis that lost its memory, too.
+if redis.call('EXISTS', KEYS[1]) == 1 then
+  return false
+end
+local time = redis.call('TIME')
+local now = time[1] * 1000 + math.floor(time[2] / 1000)
+local token = math.max((tonumber(redis.call('GET', KEYS[2])) or 0) + 1, now)
+local text = string.format('%.0f', token)
+redis.call('SET', KEYS[2], text)
+redis.call('HSET', KEYS[1], 'token', text, 'owner', ARGV[1])
+redis.call('PEXPIRE', KEYS[1], ARGV[2])
+return text

@@ -1,0 +1,3 @@
+-- fenced
+-- KEYS: lease. ARGV: token.
+return redis.call('DEL', KEYS[1])

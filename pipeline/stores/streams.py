@@ -1,0 +1,193 @@
+"""Redis Streams: append by anyone; read, acknowledge, trim and tick by the holder of the partition's lease only.
+
+Every effect of a holder is a Lua script that compares its fencing token first: a zombie gets `Fenced` and changes nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import redis
+import redis.asyncio
+from redis.exceptions import NoScriptError, RedisError
+
+from pipeline.core.schema import split_entry_id
+from pipeline.errors import Fenced, PipelineError, Unavailable
+from pipeline.stores import connection as keys
+from pipeline.stores.connection import CONSUMER, GROUP, format_id, parse_id, script, translate, translated
+
+
+class Group(NamedTuple):
+    """What one partition gets in one append: one stream entry of many bodies' events."""
+
+    partition: int
+    events: bytes  # codec.encode of an EVENTS batch, or b""
+    event_count: int
+    dead_letters: bytes  # codec.encode of a DEAD_LETTERS batch, or b""
+    dead_letter_count: int
+    keys: tuple[bytes, ...] = ()  # digests of the Idempotency-Keys of the bodies in it
+
+
+class Repeated(NamedTuple):
+    """Nothing was appended: bodies with these keys are in the partition already."""
+
+    keys: tuple[bytes, ...]
+
+
+class Entry(NamedTuple):
+    """One stream entry as read. A tick has no payloads; `lost` is an entry that was deleted before it was read."""
+
+    id: int
+    events: bytes = b""
+    event_count: int = 0
+    dead_letters: bytes = b""
+    dead_letter_count: int = 0
+    lost: bool = False
+
+
+class Appender:
+    """The writing end, for asyncio: what the ingest API needs of Redis."""
+
+    def __init__(self, client: redis.asyncio.Redis, partitions: int, idempotency_seconds: int) -> None:
+        self._redis = client
+        self._partitions = partitions
+        self._retention_ms = idempotency_seconds * 1000
+        self._script = script("append")
+        self._sha: str | None = None
+
+    async def append(self, groups: Sequence[Group]) -> list[int | Repeated | Unavailable]:
+        """Append each group as one entry; per group its entry id, or Repeated, or the Unavailable that stopped it."""
+        try:
+            replies = await self._evaluate(groups)
+            if any(isinstance(reply, NoScriptError) for reply in replies):  # Redis was restarted; nothing of these ran
+                self._sha = None
+                missing = [i for i, reply in enumerate(replies) if isinstance(reply, NoScriptError)]
+                again = await self._evaluate([groups[i] for i in missing])
+                for i, reply in zip(missing, again, strict=True):
+                    replies[i] = reply
+        except (RedisError, OSError) as error:
+            return [Unavailable(f"Redis: {keys.redact(str(error))}")] * len(groups)
+        return [self._result(group, reply) for group, reply in zip(groups, replies, strict=True)]
+
+    async def _evaluate(self, groups: Sequence[Group]) -> list:
+        if self._sha is None:
+            self._sha = await self._redis.script_load(self._script)
+        pipe = self._redis.pipeline(transaction=False)
+        for group in groups:
+            p = group.partition
+            pipe.evalsha(
+                self._sha, 3, keys.stream_key(p), keys.books_key(p), keys.idempotency_key(p),
+                group.events, group.event_count, group.dead_letters, group.dead_letter_count, self._retention_ms, *group.keys,
+            )  # fmt: skip
+        return await pipe.execute(raise_on_error=False)
+
+    @staticmethod
+    def _result(group: Group, reply: object) -> int | Repeated | Unavailable:
+        if isinstance(reply, RedisError):
+            error = translate(reply, group.partition)
+            return error if isinstance(error, Unavailable) else Unavailable(str(error))
+        if isinstance(reply, list):
+            return Repeated(tuple(reply))
+        return parse_id(reply)
+
+    async def answer(self, key: bytes) -> bytes | None:
+        """The stored first answer of an Idempotency-Key."""
+        with translated():
+            return await self._redis.get(b"answer:" + key)
+
+    async def store_answer(self, key: bytes, answer: bytes) -> None:
+        with translated():
+            await self._redis.set(b"answer:" + key, answer, px=self._retention_ms, nx=True)
+
+    async def ready(self) -> None:
+        """Unavailable, with the reason, unless Redis answers and every partition has its stream."""
+        with translated():
+            pipe = self._redis.pipeline(transaction=False)
+            for partition in range(self._partitions):
+                pipe.exists(keys.stream_key(partition))
+            found = await pipe.execute()
+        missing = [partition for partition, exists in enumerate(found) if not exists]
+        if missing:
+            raise Unavailable(f"no worker has opened partition {missing[0]} yet ({len(missing)} of {self._partitions} are missing)")
+
+    async def close(self) -> None:
+        await self._redis.aclose()
+
+
+class Streams:
+    """The holder's end. Each call names the fencing token of its lease."""
+
+    def __init__(self, client: redis.Redis) -> None:
+        self._redis = client
+        self._scripts = {name: client.register_script(script(name)) for name in ("open", "read", "settle", "tick")}
+
+    def open(self, partition: int, token: int, position: int, accepted: int) -> bool:
+        """Make stream and group at the committed position where they are absent; True where they were.
+
+        `accepted`: events of this partition that the lake accounts for; the books of a Redis that lost its memory start from it.
+        """
+        milliseconds, _ = split_entry_id(max(position, 0))
+        arguments = [token, GROUP, format_id(position), milliseconds, accepted]
+        with translated(partition):
+            lease, stream, books = keys.lease_key(partition), keys.stream_key(partition), keys.books_key(partition)
+            return bool(self._scripts["open"](keys=[lease, stream, books], args=arguments))
+
+    def read(self, leases: Mapping[int, int], count: int, after: Mapping[int, int | None]) -> dict[int, list[Entry] | PipelineError]:
+        """At most `count` entries of each partition (partition -> token) in one round trip.
+
+        `after[p]` None reads new entries; an id reads the holder's own pending entries after it: at a start, and after
+        a reply that got lost. Errors are per partition: Fenced, or Unavailable.
+        """
+        pipe = self._redis.pipeline(transaction=False)
+        for partition, token in leases.items():
+            since = after.get(partition)
+            position = ">" if since is None else format_id(since)
+            args = [token, GROUP, CONSUMER, count, position]
+            self._scripts["read"](keys=[keys.lease_key(partition), keys.stream_key(partition)], args=args, client=pipe)
+        try:
+            replies = pipe.execute(raise_on_error=False)
+        except (RedisError, OSError) as error:
+            return dict.fromkeys(leases, Unavailable(f"Redis: {keys.redact(str(error))}"))
+        return {partition: _entries(partition, reply) for partition, reply in zip(leases, replies, strict=True)}
+
+    def settle(self, partition: int, token: int, entries: Sequence[int], trim_before: int) -> None:
+        """Acknowledge `entries`, and drop everything before `trim_before`: nothing unread or unsettled may lie there."""
+        arguments = [token, GROUP, format_id(trim_before), *map(format_id, entries)]
+        with translated(partition):
+            self._scripts["settle"](keys=[keys.lease_key(partition), keys.stream_key(partition)], args=arguments)
+
+    def tick(self, partition: int, token: int, interval_ms: int) -> None:
+        """Append an empty entry if the partition has had none for `interval_ms`."""
+        with translated(partition):
+            self._scripts["tick"](keys=[keys.lease_key(partition), keys.stream_key(partition)], args=[token, interval_ms])
+
+    def peek(self, partition: int, after: int, count: int) -> list[Entry]:
+        """Entries after an id, without a lease and without effect: for status, books and tests."""
+        with translated(partition):
+            return [_entry(raw) for raw in self._redis.xrange(keys.stream_key(partition), f"({format_id(after)}", "+", count)]
+
+    def accepted(self, partition: int) -> int:
+        """Events accepted into this partition since the store was made: taken or set aside."""
+        with translated(partition):
+            return int(self._redis.hget(keys.books_key(partition), "accepted") or 0)
+
+
+def _entries(partition: int, reply: object) -> list[Entry] | PipelineError:
+    if isinstance(reply, RedisError):
+        if "NOGROUP" in str(reply):  # Redis lost its memory under us: give the lease up, and open the partition again
+            return Fenced(partition, "its stream is gone: Redis lost its memory")
+        return translate(reply, partition)
+    if not reply:
+        return []
+    raw_entries = next(iter(reply.values()))[0] if isinstance(reply, dict) else reply[0][1]
+    return [_entry(raw) for raw in raw_entries]
+
+
+def _entry(raw: tuple) -> Entry:
+    entry, fields = parse_id(raw[0]), raw[1]
+    if fields is None:
+        return Entry(entry, lost=True)
+    if not isinstance(fields, dict):
+        fields = dict(zip(fields[::2], fields[1::2], strict=True))
+    return Entry(entry, fields.get(b"e", b""), int(fields.get(b"n", 0)), fields.get(b"x", b""), int(fields.get(b"m", 0)))
