@@ -43,15 +43,15 @@ class Settings(BaseSettings):
 
     # Worker
     lease_ms: Annotated[int, Field(ge=300, le=600_000)] = 3000
-    poll_interval_ms: Positive = 25
-    step_linger_ms: Annotated[int, Field(ge=0, le=10_000)] = 100
+    poll_interval_ms: Positive = 100
     step_rows_max: Positive = 400_000
     read_entries_max: Positive = 256  # entries of one partition in one read
     commit_interval_ms: Positive = 1000
     commit_retries_max: Positive = 100
     uncommitted_rows_max: Positive = 2_000_000
     rules_reload_seconds: Seconds = 2
-    recovery_timeout_seconds: Seconds = 300
+    progress_timeout_seconds: Seconds = 60  # a main loop that stands still for longer loses its leases
+    shutdown_timeout_seconds: Seconds = 30
 
     # Ingest API
     api_host: str = "127.0.0.1"

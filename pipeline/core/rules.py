@@ -19,7 +19,6 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from fnmatch import translate
 from typing import Any
 
 import polars as pl
@@ -126,8 +125,7 @@ def _matches(column: str, patterns: Sequence[str]) -> pl.Expr:
 
 
 def _regex(pattern: str) -> str:
-    body = translate(pattern)  # (?s:...)\Z, which Rust's regex has another anchor for
-    return re.sub(r"\\[Zz]$", "", body)
+    return re.escape(pattern).replace(r"\*", ".*").replace(r"\?", ".")
 
 
 class _Reader:

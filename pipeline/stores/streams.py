@@ -46,6 +46,14 @@ class Entry(NamedTuple):
     lost: bool = False
 
 
+class Settlement(NamedTuple):
+    """What a holder is done with in one partition."""
+
+    token: int
+    entries: Sequence[int]
+    trim_before: int
+
+
 class Appender:
     """The writing end, for asyncio: what the ingest API needs of Redis."""
 
@@ -133,6 +141,11 @@ class Streams:
             lease, stream, books = keys.lease_key(partition), keys.stream_key(partition), keys.books_key(partition)
             return bool(self._scripts["open"](keys=[lease, stream, books], args=arguments))
 
+    def exists(self, partition: int) -> bool:
+        """Whether the partition has its stream."""
+        with translated(partition):
+            return bool(self._redis.exists(keys.stream_key(partition)))
+
     def read(self, leases: Mapping[int, int], count: int, after: Mapping[int, int | None]) -> dict[int, list[Entry] | PipelineError]:
         """At most `count` entries of each partition (partition -> token) in one round trip.
 
@@ -151,11 +164,20 @@ class Streams:
             return dict.fromkeys(leases, Unavailable(f"Redis: {keys.redact(str(error))}"))
         return {partition: _entries(partition, reply) for partition, reply in zip(leases, replies, strict=True)}
 
-    def settle(self, partition: int, token: int, entries: Sequence[int], trim_before: int) -> None:
-        """Acknowledge `entries`, and drop everything before `trim_before`: nothing unread or unsettled may lie there."""
-        arguments = [token, GROUP, format_id(trim_before), *map(format_id, entries)]
-        with translated(partition):
-            self._scripts["settle"](keys=[keys.lease_key(partition), keys.stream_key(partition)], args=arguments)
+    def settle(self, settlements: Mapping[int, Settlement]) -> dict[int, PipelineError]:
+        """Per partition acknowledge entries and trim what lies before the oldest unsettled one, all in one round trip.
+
+        What failed, and how: Fenced, or Unavailable. Nothing unread or unsettled may lie before `trim_before`.
+        """
+        pipe = self._redis.pipeline(transaction=False)
+        for partition, (token, entries, trim_before) in settlements.items():
+            arguments = [token, GROUP, format_id(trim_before), *map(format_id, entries)]
+            self._scripts["settle"](keys=[keys.lease_key(partition), keys.stream_key(partition)], args=arguments, client=pipe)
+        try:
+            replies = pipe.execute(raise_on_error=False)
+        except (RedisError, OSError) as error:
+            return dict.fromkeys(settlements, Unavailable(f"Redis: {keys.redact(str(error))}"))
+        return {p: translate(reply, p) for p, reply in zip(settlements, replies, strict=True) if isinstance(reply, RedisError)}
 
     def tick(self, partition: int, token: int, interval_ms: int) -> None:
         """Append an empty entry if the partition has had none for `interval_ms`."""

@@ -35,7 +35,7 @@ RULES = parse(
     {},
 )
 EXAMPLES = settings(
-    max_examples=int(os.environ.get("EXAMPLES", "60")),
+    max_examples=int(os.environ.get("EXAMPLES", "25")),
     deadline=None,
     print_blob=True,
     phases=[Phase.explicit, Phase.reuse, Phase.generate],  # shrinking such streams takes minutes: add Phase.shrink to look at one

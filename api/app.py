@@ -1,0 +1,136 @@
+"""The ingest API as an application, and as a process."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import socket
+from collections.abc import AsyncIterator
+from typing import Any
+
+import uvicorn
+from fastapi import FastAPI, Request
+from fastapi.responses import HTMLResponse, JSONResponse, Response
+from starlette.exceptions import HTTPException
+from starlette.routing import Route
+
+from api import docs
+from api.endpoint import EventsEndpoint, Receive, Scope, Send
+from api.health import add_health
+from api.ingest import Ingest, Store
+from pipeline.errors import Invalid
+from pipeline.settings import Settings
+from pipeline.stores.connection import connect_async
+from pipeline.stores.streams import Appender
+
+BACKLOG = 2048
+
+
+class IngestApp(FastAPI):
+    """FastAPI with one door in front of it: what it does per request (routing, middleware, exit stacks) costs a body of one event
+    more than taking that event."""
+
+    def __init__(self, endpoint: EventsEndpoint, **options: Any) -> None:
+        super().__init__(**options)
+        self._endpoint = endpoint
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and scope["path"] == docs.EVENTS_PATH and scope["method"] == "POST":
+            await self._endpoint(scope, receive, send)
+        else:
+            await super().__call__(scope, receive, send)
+
+
+def create_app(settings: Settings, appender: Store) -> FastAPI:
+    """The application over a store. The store is closed with it."""
+    ingest = Ingest(settings, appender)
+    endpoint = EventsEndpoint(settings, ingest)
+
+    @contextlib.asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        await ingest.start()
+        try:
+            yield
+        finally:
+            await ingest.stop()
+            endpoint.close()
+            await appender.close()
+
+    app = IngestApp(endpoint, title="Telemetry ingest", version="1", lifespan=lifespan, docs_url=None, redoc_url=None)
+    app.router.routes.append(Route(docs.EVENTS_PATH, endpoint, methods=["POST"]))  # other methods get their 405 here
+    add_health(app, ingest, appender, settings.redis_timeout_seconds)
+    generated = app.openapi
+
+    def openapi() -> dict[str, Any]:
+        if app.openapi_schema is None:
+            app.openapi_schema = docs.described(generated())
+        return app.openapi_schema
+
+    app.openapi = openapi  # type: ignore[method-assign]
+
+    @app.get("/docs", include_in_schema=False)
+    async def page(request: Request) -> Response:
+        return HTMLResponse(docs.page(openapi(), str(request.base_url)))
+
+    @app.exception_handler(HTTPException)
+    async def refused(request: Request, error: HTTPException) -> Response:
+        code = {404: "not_found", 405: "method_not_allowed"}.get(error.status_code, "refused")
+        message = f"{request.method} {request.url.path}: {error.detail}"
+        return JSONResponse({"error": {"code": code, "message": message}}, error.status_code, headers=error.headers)
+
+    @app.exception_handler(Exception)
+    async def broken(request: Request, error: Exception) -> Response:
+        return JSONResponse({"error": {"code": "internal", "message": "the request could not be processed"}}, 500)
+
+    app.state.ingest = ingest
+    return app
+
+
+def bind(settings: Settings) -> socket.socket:
+    """A listening socket; port 0 takes any that is free (`getsockname()[1]`). Invalid: the port is taken, or not ours to take."""
+    family = socket.AF_INET6 if ":" in settings.api_host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((settings.api_host, settings.api_port))
+        listener.listen(BACKLOG)
+    except OSError as error:
+        listener.close()
+        where = f"{settings.api_host}:{settings.api_port}"
+        raise Invalid(f"cannot listen on {where}: {error.strerror}; choose another port (PIPELINE_API_PORT, 0 for any)") from None
+    return listener
+
+
+def serve(settings: Settings, listener: socket.socket | None = None, appender: Store | None = None) -> int:
+    """Serve until SIGINT or SIGTERM, then answer what was accepted; the exit code.
+
+    Set POLARS_MAX_THREADS=1 in the environment: Polars reads it when it is imported, and its threads cost more here than they save.
+    """
+    if appender is None:
+        if settings.redis_url is None:
+            raise Invalid("PIPELINE_REDIS_URL is not set: which Redis takes the events?")
+        client = connect_async(settings.redis_url, settings.redis_timeout_seconds)
+        appender = Appender(client, settings.partitions, settings.idempotency_seconds)
+    listener = listener or bind(settings)
+    config = uvicorn.Config(
+        create_app(settings, appender),
+        loop="uvloop",
+        http="httptools",
+        ws="none",
+        lifespan="on",
+        access_log=False,
+        log_level="warning",
+        server_header=False,
+        date_header=False,
+        proxy_headers=False,
+        timeout_graceful_shutdown=max(1, round(settings.ingest_stop_seconds)),
+    )
+    server = uvicorn.Server(config)
+    # Uvicorn raises the signal again once it has stopped, for whoever handled it before: that is us, and we are done.
+    before = {number: signal.signal(number, lambda *_: None) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        server.run(sockets=[listener])
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    return 0 if server.started else 1

@@ -1,0 +1,262 @@
+"""Bytes -> columns or structs, by content. What cannot be typed is set aside here, event by event; rules on values come later.
+
+Large plain JSON is read as columns at once (fast.py). Everything else is decoded into structs, and where that fails, event by
+event, so that each bad one is told by itself and costs no good one.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Hashable
+from typing import Any, NamedTuple
+
+import msgspec
+import numpy as np
+
+from api.arrow import read_arrow
+from api.compression import decompress
+from api.fast import ENVELOPE, fast_frame
+from api.models import Envelope, Event, Refusal, Refused
+
+FAST_BYTES_MIN = 4096
+_COUNTED_BYTES_MIN = 1 << 20  # from this size on, what a body may expand to is estimated before it is parsed
+
+
+class DecodeLimits(NamedTuple):
+    """The bounds of one body."""
+
+    body_decompressed_bytes_max: int = 64 * 1024**2
+    body_events_max: int = 50_000
+    name_chars_max: int = 256
+    dead_letter_chars_max: int = 2048
+
+
+class Body(NamedTuple):
+    """The events of one body. Bodies of one `shape` are turned into columns together.
+
+    `indexes` are the places of the events in the body where some were set aside, else None: they are all there.
+    """
+
+    shape: Hashable
+    data: Any
+    count: int
+    indexes: list[int] | None = None
+    refused: tuple[Refused, ...] = ()
+
+    @property
+    def events(self) -> int:
+        return self.count + len(self.refused)
+
+
+# ---- which form --------------------------------------------------------------------------------------------------------------
+
+_JSON, _NDJSON, _ARROW = "json", "ndjson", "arrow"
+_MEDIA = {
+    "application/json": _JSON,
+    "text/json": _JSON,
+    "application/x-ndjson": _NDJSON,
+    "application/ndjson": _NDJSON,
+    "application/jsonlines": _NDJSON,
+    "application/x-jsonlines": _NDJSON,
+    "application/jsonl": _NDJSON,
+    "application/vnd.apache.arrow.stream": _ARROW,
+    "application/vnd.apache.arrow.file": _ARROW,
+    # told nothing: look at the first bytes. `curl -d` says the second of these unasked
+    "": "",
+    "application/x-www-form-urlencoded": "",
+    "application/octet-stream": "",
+    "text/plain": "",
+    "*/*": "",
+}
+_BLANK = re.compile(rb"[ \t\r\n]*")
+
+
+def decode(payload: bytes, content_type: str, encoding: str, limits: DecodeLimits) -> Body:
+    """The events of a body. Refusal 400, 413, 415 or 422 where nothing of it can be taken."""
+    media = content_type.partition(";")[0].strip().lower()
+    form = _MEDIA.get(media, _JSON if media.endswith("+json") else None)
+    if form is None:
+        wanted = "send JSON, NDJSON (application/x-ndjson) or an Arrow IPC stream"
+        raise Refusal(415, "unsupported_media_type", f"content type {media[:80]!r}: {wanted}")
+    if encoding:
+        payload = decompress(payload, encoding, limits.body_decompressed_bytes_max)
+    if payload.startswith(b"\xef\xbb\xbf"):
+        payload = payload[3:]
+    start = _BLANK.match(payload).end()
+    if start == len(payload):
+        raise Refusal(422, "no_events", "the body is empty")
+    if form == _ARROW or (not form and payload[:4] in (b"\xff\xff\xff\xff", b"ARRO")):
+        table = read_arrow(payload, limits.body_decompressed_bytes_max, limits.body_events_max)
+        return Body(("arrow", *table.schema.names, *table.schema.types), table, table.num_rows)
+    if len(payload) >= _COUNTED_BYTES_MIN:
+        _bounded(np.count_nonzero(np.frombuffer(payload, np.uint8) == ord("{")), limits)
+    array = payload[start] == ord("[")
+    lines = form == _NDJSON and not array
+    if len(payload) >= FAST_BYTES_MIN:
+        frame = fast_frame(payload, lines or not (array or ENVELOPE.match(payload)))
+        if frame is not None:
+            _within(frame.height, limits)
+            return Body(("frame", *frame.columns, frame["timestamp"].dtype), frame, frame.height)
+    exact = _exact_array if array else _exact_lines if lines else _exact_object
+    return exact(payload, limits)
+
+
+def _within(events: int, limits: DecodeLimits) -> None:
+    if events > limits.body_events_max:
+        raise Refusal(413, "too_many_events", f"{events} events in one body; at most {limits.body_events_max} are taken")
+
+
+def _bounded(values: int, limits: DecodeLimits, per_event: int = 4) -> None:
+    if values > limits.body_events_max * per_event:
+        raise Refusal(413, "too_many_events", f"more than {limits.body_events_max} events in one body")
+
+
+# ---- the exact way -----------------------------------------------------------------------------------------------------------
+
+_EVENTS = msgspec.json.Decoder(list[Event])
+_EVENT = msgspec.json.Decoder(Event)
+_ENVELOPES = msgspec.json.Decoder(Envelope)
+_RAWS = msgspec.json.Decoder(list[msgspec.Raw])
+_SHAPE = ("events",)
+_NO_EVENT = "the body holds no event: send an object, an array of objects, or NDJSON"
+_MALFORMED = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
+
+
+class _Device(msgspec.Struct):
+    device: Any = None
+
+
+class _Events(msgspec.Struct):
+    events: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
+
+
+_DEVICES = msgspec.json.Decoder(_Device)
+_WRAPPERS = msgspec.json.Decoder(_Events)
+
+
+def _exact_object(payload: bytes, limits: DecodeLimits) -> Body:
+    """One event, `{"events": [...]}`, or lines that were not announced as such."""
+    try:
+        body = _ENVELOPES.decode(payload)
+    except msgspec.ValidationError:
+        pass
+    except _MALFORMED as error:
+        if b"\n" in payload.strip() and "trailing characters" in str(error):
+            return _exact_lines(payload, limits)
+        raise _unparseable(error) from None
+    else:
+        if body.events is msgspec.UNSET:
+            return Body(_SHAPE, [body], 1)
+        if body.events is not None:
+            return _taken(body.events, None, (), limits)
+    try:
+        wrapped = _WRAPPERS.decode(payload)
+    except msgspec.ValidationError:
+        raise Refusal(422, "no_events", _NO_EVENT) from None
+    except _MALFORMED as error:
+        raise _unparseable(error) from None
+    if wrapped.events is msgspec.UNSET:
+        return _one_by_one([payload], limits)
+    if not bytes(wrapped.events).lstrip().startswith(b"["):
+        raise Refusal(422, "no_events", '"events" must be an array of objects')
+    return _exact_array(bytes(wrapped.events), limits)
+
+
+def _exact_array(payload: bytes, limits: DecodeLimits) -> Body:
+    try:
+        return _taken(_EVENTS.decode(payload), None, (), limits)
+    except msgspec.ValidationError:  # some event cannot be typed: which one, and why?
+        _bounded(payload.count(b","), limits, per_event=16)
+    except UnicodeDecodeError:
+        pass
+    except _MALFORMED as error:
+        raise _unparseable(error) from None
+    try:
+        raws = _RAWS.decode(payload)
+    except _MALFORMED as error:
+        raise _unparseable(error) from None
+    return _one_by_one(raws, limits)
+
+
+def _exact_lines(payload: bytes, limits: DecodeLimits) -> Body:
+    _bounded(payload.count(b"\n"), limits)
+    lines = [line for line in payload.split(b"\n") if line and not line.isspace()]
+    try:
+        events = _EVENT.decode_lines(payload)
+        if len(events) == len(lines):
+            return _taken(events, None, (), limits)
+    except _MALFORMED:
+        pass
+    body = _one_by_one(lines, limits)
+    if not body.count and all(refused.field == "event" and refused.reason in _TEXT_REASONS for refused in body.refused):
+        try:
+            _EVENT.decode(lines[0])
+        except _MALFORMED as error:
+            raise _unparseable(error, "line 1: ") from None
+    return body
+
+
+def _unparseable(error: Exception, where: str = "") -> Refusal:
+    if isinstance(error, UnicodeDecodeError):
+        return Refusal(400, "bad_json", f"{where}the body is not UTF-8")
+    if isinstance(error, RecursionError):
+        return Refusal(400, "bad_json", f"{where}the body is nested too deeply")
+    return Refusal(400, "bad_json", f"{where}{str(error)[:200]}")
+
+
+_TEXT_REASONS = ("bad_json", "bad_utf8")
+_REASONS = {
+    "device": "not_a_string",
+    "interface": "not_a_string",
+    "metric": "not_a_string",
+    "value": "not_a_number",
+    "timestamp": "bad_timestamp",
+    "kind": "bad_kind",
+    "tags": "bad_tags",
+}
+_AT = re.compile(r"at `\$\.(\w+)")
+
+
+def _one_by_one(texts: list, limits: DecodeLimits) -> Body:
+    """Each event by itself, so that a bad one costs no good one."""
+    _within(len(texts), limits)
+    events, indexes, refused = [], [], []
+    for index, text in enumerate(texts):
+        try:
+            events.append(_EVENT.decode(text))
+            indexes.append(index)
+        except _MALFORMED as error:
+            refused.append(_refused(index, bytes(text), *_cause(error), limits))
+    if not events and all(each.reason == "not_an_object" for each in refused):
+        raise Refusal(422, "no_events", _NO_EVENT)
+    return _taken(events, indexes, tuple(refused), limits)
+
+
+def _cause(error: Exception) -> tuple[str, str]:
+    if isinstance(error, UnicodeDecodeError):
+        return "event", "bad_utf8"
+    if not isinstance(error, msgspec.ValidationError):
+        return "event", "bad_json"
+    found = _AT.search(str(error))
+    if found is None:
+        return "event", "not_an_object"
+    field = found.group(1)
+    return field, "out_of_range" if field == "value" and "out of range" in str(error) else _REASONS.get(field, "bad_json")
+
+
+def _refused(index: int, raw: bytes, field: str, reason: str, limits: DecodeLimits) -> Refused:
+    try:
+        device = _DEVICES.decode(raw).device
+    except _MALFORMED:
+        device = None
+    text = raw[: 4 * limits.dead_letter_chars_max].decode("utf-8", "replace").strip()[: limits.dead_letter_chars_max]
+    return Refused(index, device[: limits.name_chars_max] if isinstance(device, str) else "", field, reason, text)
+
+
+def _taken(events: list[Event], indexes: list[int] | None, refused: tuple[Refused, ...], limits: DecodeLimits) -> Body:
+    _within(len(events) + len(refused), limits)
+    if not events and not refused:
+        raise Refusal(422, "no_events", "the body holds no event")
+    return Body(_SHAPE, events, len(events), indexes, refused)
+
+

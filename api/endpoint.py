@@ -1,0 +1,140 @@
+"""POST /v1/events as a plain ASGI callable: nothing between the socket and the queue but what the request needs."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable, Callable, MutableMapping
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+from api import models
+from api.decode import Body, DecodeLimits, decode, decompress
+from api.ingest import Ingest
+from api.models import Refusal
+from pipeline.errors import PipelineError
+from pipeline.settings import Settings
+
+_log = logging.getLogger(__name__)
+
+INLINE_BYTES_MAX = 256 * 1024  # larger bodies, and compressed ones a sixteenth of it, are decoded beside the event loop
+_COMPRESSION = 16
+
+Scope = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
+Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+
+
+class Disconnected(Exception):
+    """The client went away in the middle of its body."""
+
+
+class EventsEndpoint:
+    """Reads, decodes, queues, answers."""
+
+    def __init__(self, settings: Settings, ingest: Ingest) -> None:
+        self._ingest = ingest
+        self._bytes_max = settings.body_bytes_max
+        self._reading_bytes_max = settings.ingest_queue_bytes_max
+        self._reading_bytes = 0
+        self._limits = DecodeLimits(
+            settings.body_decompressed_bytes_max, settings.body_events_max, settings.name_chars_max, settings.dead_letter_chars_max
+        )
+        self._decoder = ThreadPoolExecutor(1, "decode")
+
+    def close(self) -> None:
+        self._decoder.shutdown(wait=False)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        headers: list[tuple[bytes, bytes]] = []
+        try:
+            status, answer = 202, await self._take(scope, receive, headers)
+        except Refusal as refusal:
+            status, answer = refusal.status, refusal.body()
+            if refusal.retry_after_seconds is not None:
+                headers.append((b"retry-after", b"%d" % refusal.retry_after_seconds))
+        except PipelineError:  # Redis: what it said is for the log, not for the client
+            status, answer = 503, Refusal(503, "unavailable", "events cannot be stored now").body()
+            headers.append((b"retry-after", b"1"))
+        except Disconnected:
+            return
+        except Exception:
+            _log.exception("a body could not be processed")
+            status, answer = 500, Refusal(500, "internal", "the body could not be processed").body()
+        headers += [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(answer))]
+        await send({"type": "http.response.start", "status": status, "headers": headers})
+        await send({"type": "http.response.body", "body": answer})
+
+    async def _take(self, scope: Scope, receive: Receive, headers: list[tuple[bytes, bytes]]) -> bytes:
+        content_type, encoding, key = b"", b"", None
+        for name, value in scope["headers"]:
+            if name == b"content-type":
+                content_type = value
+            elif name == b"content-encoding":
+                encoding = value
+            elif name == b"idempotency-key":
+                key = value
+            elif name == b"content-length" and value.isdigit() and int(value) > self._bytes_max:
+                raise self._too_large()
+        message = await receive()
+        arrival_us = time.time_ns() // 1000
+        payload = message.get("body", b"")
+        if message.get("more_body") or message["type"] != "http.request":
+            payload = await self._read(message, receive)
+            arrival_us = time.time_ns() // 1000
+        elif len(payload) > self._bytes_max:
+            raise self._too_large()
+        if len(payload) > (INLINE_BYTES_MAX // _COMPRESSION if encoding else INLINE_BYTES_MAX):
+            payload, body = await self._decode_beside(payload, content_type.decode("latin-1"), encoding.decode("latin-1"), key is not None)
+        elif encoding and key is not None:
+            payload = decompress(payload, encoding.decode("latin-1"), self._limits.body_decompressed_bytes_max)
+            body = decode(payload, content_type.decode("latin-1"), "", self._limits)
+        else:
+            body = decode(payload, content_type.decode("latin-1"), encoding.decode("latin-1"), self._limits)
+        if key is None:
+            return models.answer(*await self._ingest.submit(body, arrival_us))
+        answer, replay = await self._ingest.once(key.decode("latin-1"), payload, body, arrival_us)
+        if replay:
+            headers.append((b"idempotent-replay", b"true"))
+        return answer
+
+    async def _read(self, message: MutableMapping[str, Any], receive: Receive) -> bytes:
+        """The whole body; never more than the bound of one, nor of all together, in memory."""
+        parts, size = [], 0
+        try:
+            while True:
+                if message["type"] != "http.request":
+                    raise Disconnected
+                part = message.get("body", b"")
+                parts.append(part)
+                size += len(part)
+                self._reading_bytes += len(part)
+                if size > self._bytes_max:
+                    raise self._too_large()
+                if self._reading_bytes > self._reading_bytes_max:
+                    raise Refusal(503, "busy", "too many large bodies are being read already", retry_after_seconds=1)
+                if not message.get("more_body"):
+                    return b"".join(parts)
+                message = await receive()
+        finally:
+            self._reading_bytes -= size
+
+    async def _decode_beside(self, payload: bytes, content_type: str, encoding: str, keyed: bool) -> tuple[bytes, Body]:
+        def work() -> tuple[bytes, Body]:
+            if not encoding:
+                return payload, decode(payload, content_type, "", self._limits)
+            plain = decompress(payload, encoding, self._limits.body_decompressed_bytes_max)
+            return plain if keyed else b"", decode(plain, content_type, "", self._limits)
+
+        size = len(payload) * (_COMPRESSION if encoding else 1)
+        if self._reading_bytes + size > self._reading_bytes_max and self._reading_bytes:
+            raise Refusal(503, "busy", "too many large bodies are being decoded already", retry_after_seconds=1)
+        self._reading_bytes += size
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._decoder, work)
+        finally:
+            self._reading_bytes -= size
+
+    def _too_large(self) -> Refusal:
+        return Refusal(413, "body_too_large", f"the body is larger than {self._bytes_max} bytes")

@@ -1,0 +1,215 @@
+"""Many bodies -> one stream entry per partition. Pure CPU: runs beside the event loop, and does nothing per event in Python."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from functools import cached_property, lru_cache
+from typing import NamedTuple
+
+import msgspec
+import numpy as np
+import polars as pl
+import pyarrow as pa
+
+from api.columns import coded
+from api.decode import Body
+from api.models import ERRORS_SHOWN_MAX
+from pipeline.core.partitions import partition_of
+from pipeline.core.schema import DEAD_LETTERS
+from pipeline.core.validate import NAMES, Coded, Limits, refused_rows, validate
+from pipeline.stores.codec import DEAD_LETTERS_ARROW, EVENTS_ARROW, encode
+from pipeline.stores.streams import Group
+
+
+class Outcome(NamedTuple):
+    """What became of one body: `errors` are (index, field, reason), in order, cut to those that are shown."""
+
+    accepted: int
+    rejected: int
+    errors: list[tuple[int, str, str]]
+
+
+_SMALL_ROWS = 64  # up to here a dict beats arrays
+_DEVICES_KNOWN_MAX = 1 << 17
+
+
+class Built:
+    """The entries of one group of bodies, and which bodies have rows in which. Rows are sorted by partition, in order of arrival."""
+
+    def __init__(self, events: Coded, refused: pl.DataFrame, bodies: Sequence[Body], keys: Sequence[bytes | None], partitions: int) -> None:
+        self._keys = keys
+        self._partitions = partitions
+        self._names = {field: Names(names) for field, names in events.names.items()}
+        owner = _owners(events, partitions)
+        order = np.argsort(owner, kind="stable")
+        self._bounds = np.searchsorted(owner[order], np.arange(partitions + 1))
+        self._columns = {name: np.take(column, order) for name, column in _plain(events.rows).items()}
+        self._zeros = pa.array(np.zeros(len(order), np.int32))
+        self._nulls = pa.nulls(len(order), pa.uint64())
+        self._exact = events.rows["exact"].gather(order) if events.rows["exact"].null_count() < events.rows.height else None
+        self._refused = _by_partition(refused, partitions)
+        self._keyed = np.array([key is not None for key in keys], bool)
+        self.outcomes = _outcomes(events.rows, refused, len(bodies))
+
+    def groups(self) -> list[Group]:
+        """One group per partition that gets anything."""
+        touched = set(np.flatnonzero(np.diff(self._bounds)).tolist()) | self._refused.keys()
+        return [group for partition in sorted(touched) if (group := self.group(partition)) is not None]
+
+    def group(self, partition: int, without: Collection[bytes] = ()) -> Group | None:
+        """What `partition` gets, without the bodies of these keys; None where nothing is left."""
+        rows: slice | np.ndarray = slice(self._bounds[partition], self._bounds[partition + 1])
+        refused = self._refused.get(partition)
+        if without:
+            left = np.array([key not in without for key in self._keys], bool)
+            rows = np.arange(rows.start, rows.stop)[left[self._columns["body"][rows]]]
+            refused = None if refused is None else refused.filter(pl.Series(left).gather(refused["body"]))
+        bodies = self._columns["body"][rows]
+        letters = 0 if refused is None else refused.height
+        if not len(bodies) and not letters:
+            return None
+        keys: tuple[bytes, ...] = ()
+        if self._keyed.any():
+            present = set(np.unique(bodies).tolist()) | (set(refused["body"].to_list()) if letters else set())
+            keys = tuple(key for body in sorted(present) if (key := self._keys[body]) is not None)
+        return Group(
+            partition,
+            encode(self._batch(rows)) if len(bodies) else b"",
+            len(bodies),
+            encode(_letters(refused)) if letters else b"",
+            letters,
+            keys,
+        )
+
+    def bodies(self, partition: int) -> set[int]:
+        """The bodies with rows in `partition`."""
+        rows = slice(self._bounds[partition], self._bounds[partition + 1])
+        refused = self._refused.get(partition)
+        return set(np.unique(self._columns["body"][rows]).tolist()) | (set(refused["body"].to_list()) if refused is not None else set())
+
+    def _batch(self, rows: slice | np.ndarray) -> pa.RecordBatch:
+        columns = self._columns
+        arrays = [self._compact(columns[field][rows], self._names[field]) for field in NAMES]
+        arrays += [pa.array(columns["counter_bits"][rows]), pa.array(columns["value"][rows])]
+        count = len(arrays[-1])
+        if self._exact is None:
+            arrays.append(self._nulls.slice(0, count))
+        else:
+            exact = self._exact[rows] if isinstance(rows, slice) else self._exact.gather(rows)
+            arrays.append(exact.to_arrow().cast(pa.uint64()))
+        arrays.append(pa.array(columns["event_time"][rows]))
+        return pa.RecordBatch.from_arrays(arrays, schema=EVENTS_ARROW)
+
+    def _compact(self, codes: np.ndarray, names: Names) -> pa.DictionaryArray:
+        """Codes into a dictionary that holds only the names used."""
+        if len(names) == 1:
+            return pa.DictionaryArray.from_arrays(self._zeros.slice(0, len(codes)), names.dictionary, safe=False)
+        if len(codes) <= _SMALL_ROWS:
+            texts, places = names.texts, {}
+            own = pa.array([places.setdefault(code, len(places)) for code in codes.tolist()], pa.int32())
+            return pa.DictionaryArray.from_arrays(own, pa.array([texts[code] for code in places], pa.string()), safe=False)
+        flags = np.zeros(len(names), bool)
+        flags[codes] = True
+        used = np.flatnonzero(flags)
+        table = np.empty(len(names), np.int32)
+        table[used] = np.arange(len(used), dtype=np.int32)
+        return pa.DictionaryArray.from_arrays(pa.array(np.take(table, codes)), names.dictionary.take(pa.array(used)), safe=False)
+
+
+def build(
+    bodies: Sequence[Body], arrivals_us: Sequence[int], keys: Sequence[bytes | None], received_at_us: int, limits: Limits, partitions: int
+) -> Built:
+    """Validate the bodies' events as columns, and part them by device."""
+    raw, huge = coded(bodies, arrivals_us)
+    events, refused = validate(raw, received_at_us, limits)
+    untyped = [
+        (number, each.index, each.device, each.field, each.reason, each.event)
+        for number, body in enumerate(bodies)
+        for each in body.refused
+    ]
+    for body, index, event in huge:
+        text = msgspec.json.encode(event).decode()[: limits.dead_letter_chars_max]
+        untyped.append((body, index, (event.device or "")[: limits.name_chars_max], "value", "out_of_range", text))
+    if untyped:
+        refused = pl.concat([refused, refused_rows(untyped)]).sort("body", "index", maintain_order=True)
+    return Built(events, refused, bodies, keys, partitions)
+
+
+def _plain(rows: pl.DataFrame) -> dict[str, np.ndarray]:
+    columns = {name: rows[name].to_numpy() for name in ("body", *NAMES, "counter_bits", "value", "event_time")}
+    return columns | {name: columns[name].astype(np.intp) for name in NAMES}  # as numpy wants its indexes
+
+
+class Names:
+    """The distinct names of one column, as Python texts for small entries and as an Arrow dictionary for large ones."""
+
+    def __init__(self, names: pl.Series) -> None:
+        self._series = names
+
+    def __len__(self) -> int:
+        return len(self._series)
+
+    @cached_property
+    def texts(self) -> list[str]:
+        return self._series.to_list()
+
+    @cached_property
+    def dictionary(self) -> pa.Array:
+        return self._series.to_arrow(compat_level=pl.CompatLevel.oldest()).cast(pa.string())
+
+
+def _owners(events: Coded, partitions: int) -> np.ndarray:
+    """The partition of each row: distinct devices are hashed, rows gather by code."""
+    codes, names = events.rows["device"].to_numpy().astype(np.intp), events.names["device"]
+    used = np.zeros(len(names), bool)
+    used[codes] = True
+    codes_used = np.flatnonzero(used)
+    table = np.zeros(len(names), np.uint16)
+    known = _owned(partitions)
+    devices = (names if len(codes_used) == len(names) else names.gather(codes_used)).to_list()
+    for device in devices:
+        if device not in known:
+            known[device] = partition_of(device, partitions)
+    table[codes_used] = [known[device] for device in devices]
+    return np.take(table, codes)
+
+
+@lru_cache(maxsize=4)
+def _known(partitions: int) -> dict[str, int]:
+    return {}
+
+
+def _owned(partitions: int) -> dict[str, int]:
+    """Devices seen and their partitions; forgotten when there are too many."""
+    known = _known(partitions)
+    if len(known) > _DEVICES_KNOWN_MAX:
+        known.clear()
+    return known
+
+
+def _by_partition(refused: pl.DataFrame, partitions: int) -> dict[int, pl.DataFrame]:
+    """Dead letters lie with their device; those of no device with the device ""."""
+    if refused.is_empty():
+        return {}
+    owner = pl.Series("partition", [partition_of(device, partitions) for device in refused["device"].to_list()], dtype=pl.UInt32)
+    parts = refused.with_columns(owner).partition_by("partition", maintain_order=True, as_dict=True, include_key=False)
+    return {key[0]: part for key, part in parts.items()}
+
+
+def _letters(refused: pl.DataFrame) -> pa.RecordBatch:
+    table = refused.select(list(DEAD_LETTERS)).to_arrow(compat_level=pl.CompatLevel.oldest()).cast(DEAD_LETTERS_ARROW)
+    return table.combine_chunks().to_batches()[0]
+
+
+def _outcomes(events: pl.DataFrame, refused: pl.DataFrame, bodies: int) -> list[Outcome]:
+    accepted = np.bincount(events["body"].to_numpy(), minlength=bodies).tolist()
+    if refused.is_empty():
+        return [Outcome(count, 0, []) for count in accepted]
+    rejected = np.bincount(refused["body"].to_numpy(), minlength=bodies).tolist()
+    errors: list[list[tuple[int, str, str]]] = [[] for _ in range(bodies)]
+    shown = refused.filter(pl.int_range(pl.len()).over("body") < ERRORS_SHOWN_MAX).select("body", "index", "field", "reason")
+    for body, index, field, reason in shown.iter_rows():
+        errors[body].append((index, field, reason))
+    return [Outcome(*each) for each in zip(accepted, rejected, errors, strict=True)]
+
+

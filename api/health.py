@@ -1,0 +1,32 @@
+"""/healthz: is this process alive. /readyz: would a body be taken now."""
+
+from __future__ import annotations
+
+import asyncio
+
+from fastapi import FastAPI
+from fastapi.responses import JSONResponse, Response
+
+from api.ingest import Ingest, Store
+from pipeline.errors import PipelineError, Unavailable
+
+
+def add_health(app: FastAPI, ingest: Ingest, store: Store, timeout_seconds: float) -> None:
+    @app.get("/healthz", tags=["health"], summary="Alive: the process runs and its flusher gets on")
+    async def healthz() -> Response:
+        if ingest.alive():
+            return JSONResponse({"status": "ok"})
+        return JSONResponse({"status": "failing", "reason": "the flusher does not get on"}, 503)
+
+    @app.get("/readyz", tags=["health"], summary="Ready: Redis answers and every partition has its stream")
+    async def readyz() -> Response:
+        try:
+            await asyncio.wait_for(store.ready(), timeout_seconds)
+        except TimeoutError:
+            return _not_ready(Unavailable(f"Redis did not answer within {timeout_seconds:g} s"))
+        except PipelineError as error:
+            return _not_ready(error)
+        return JSONResponse({"status": "ready"})
+
+    def _not_ready(error: PipelineError) -> Response:
+        return JSONResponse({"status": "not_ready", "reason": str(error)}, 503, headers={"Retry-After": "1"})

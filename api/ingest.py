@@ -1,0 +1,265 @@
+"""Group commit: bodies wait a moment for each other, are built into entries together, and are answered once Redis has them.
+
+One flusher takes all that waits; while one group is on its way to Redis the next is being built. Only one append is in
+flight, so a device's events reach its stream in the order of arrival.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections import deque
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from hashlib import blake2b
+from typing import NamedTuple, Protocol
+
+from api import models
+from api.decode import Body
+from api.group import Built, Outcome, build
+from api.models import Refusal
+from pipeline.core.validate import Limits
+from pipeline.errors import PipelineError, Unavailable
+from pipeline.settings import Settings
+from pipeline.stores.streams import Group, Repeated
+
+_log = logging.getLogger(__name__)
+
+INLINE_EVENTS_MAX = 512  # a smaller group is built on the event loop: a change of threads would cost more
+ENTRY_EVENTS_WANTED = 1024  # per partition; an entry costs much the same whether it is small or not, here and where it is read
+REPEATS_MAX = 8  # appends of one group that each found further keys repeated
+WARN_INTERVAL_SECONDS = 5.0
+STUCK_SECONDS = 60.0  # a flusher with work and no progress for so long is dead
+KEY_CHARS_MAX = 256
+_DIGEST_BYTES = 16
+
+
+class Store(Protocol):
+    """What ingest needs of Redis: pipeline.stores.streams.Appender, or its twin."""
+
+    async def append(self, groups: Sequence[Group]) -> list[int | Repeated | Unavailable]: ...
+    async def answer(self, key: bytes) -> bytes | None: ...
+    async def store_answer(self, key: bytes, answer: bytes) -> None: ...
+    async def ready(self) -> None: ...
+    async def close(self) -> None: ...
+
+
+class _Waiting(NamedTuple):
+    body: Body
+    arrival_us: int
+    key: bytes | None
+    done: asyncio.Future[Outcome]
+
+
+class Ingest:
+    """The queue, its flusher, and the answers of repeated bodies."""
+
+    def __init__(self, settings: Settings, store: Store) -> None:
+        self._settings = settings
+        self._store = store
+        self._limits = Limits(
+            name_chars_max=settings.name_chars_max,
+            tags_max=settings.tags_max,
+            dead_letter_chars_max=settings.dead_letter_chars_max,
+            future_skew_max_us=round(settings.future_skew_max_seconds * 1_000_000),
+            counter_metrics=tuple(settings.counter_metrics.items()),
+        )
+        self._waiting: deque[_Waiting] = deque()
+        self._arrived = asyncio.Event()
+        self._full = asyncio.Event()  # enough waits: lingering on would gain nothing
+        self._enough = min(settings.group_events_max, ENTRY_EVENTS_WANTED * settings.partitions)
+        self._queued = 0  # events that wait
+        self._held = 0  # events that wait, are being built, or are on their way
+        self._firsts: dict[bytes, tuple[bytes, asyncio.Future[bytes]]] = {}
+        self._builder = ThreadPoolExecutor(1, "build")
+        self._flusher: asyncio.Task[None] | None = None
+        self._append: asyncio.Task[None] | None = None
+        self._progress = time.monotonic()
+        self._warned = -WARN_INTERVAL_SECONDS
+        self._stopping = False
+
+    async def start(self) -> None:
+        self._flusher = asyncio.create_task(self._flush(), name="flusher")
+
+    async def stop(self) -> None:
+        """Flush what waits, then end. Bounded by the caller."""
+        self._stopping = True
+        self._arrived.set()
+        self._full.set()
+        if self._flusher is not None:
+            with contextlib.suppress(asyncio.CancelledError, TimeoutError):
+                await asyncio.wait_for(self._flusher, self._settings.ingest_stop_seconds)
+        self._builder.shutdown(wait=False)
+
+    def alive(self) -> bool:
+        """Whether the flusher runs, and gets on where it has work."""
+        running = self._flusher is not None and not self._flusher.done()
+        return running and (not self._held or time.monotonic() - self._progress < STUCK_SECONDS)
+
+    # ---- admission -------------------------------------------------------------------------------------------------------------
+
+    def admit(self, events: int) -> None:
+        """The one place that decides whether a body may join the queue. Refusal: not now, and when to come again."""
+        if self._stopping:
+            raise Refusal(503, "stopping", "the service is stopping", retry_after_seconds=1)
+        if self._held + events > self._settings.ingest_queue_events_max:
+            raise Refusal(503, "busy", f"{self._held} events wait to be stored already", retry_after_seconds=1)
+
+    # ---- one body --------------------------------------------------------------------------------------------------------------
+
+    def submit(self, body: Body, arrival_us: int, key: bytes | None = None) -> asyncio.Future[Outcome]:
+        """Queue a body. The future ends when Redis has every row of it, or with a Refusal."""
+        events = body.events
+        self.admit(events)
+        done: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
+        if not self._held:
+            self._progress = time.monotonic()
+        self._waiting.append(_Waiting(body, arrival_us, key, done))
+        self._queued += events
+        self._held += events
+        self._arrived.set()
+        if self._queued >= self._enough:
+            self._full.set()
+        return done
+
+    async def once(self, key_text: str, payload: bytes, body: Body, arrival_us: int) -> tuple[bytes, bool]:
+        """The answer to a body with an Idempotency-Key, and whether it is a replay of the first one."""
+        if not 0 < len(key_text) <= KEY_CHARS_MAX:
+            raise Refusal(400, "bad_idempotency_key", f"Idempotency-Key must have 1 to {KEY_CHARS_MAX} characters")
+        key = blake2b(key_text.encode(), digest_size=_DIGEST_BYTES).digest()
+        digest = blake2b(payload, digest_size=_DIGEST_BYTES).digest()
+        if (first := self._firsts.get(key)) is not None:
+            _same(first[0], digest, key_text)
+            return await asyncio.shield(first[1]), True
+        pending: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
+        self._firsts[key] = (digest, pending)
+        try:
+            stored = await self._store.answer(key)
+            if stored is not None:
+                _same(stored[:_DIGEST_BYTES], digest, key_text)
+                pending.set_result(stored[_DIGEST_BYTES:])
+                return stored[_DIGEST_BYTES:], True
+            told = models.answer(*await self.submit(body, arrival_us, key))
+            try:
+                await self._store.store_answer(key, digest + told)
+            except Unavailable as error:  # its rows are in, and their key with them: a retry adds nothing and is told the same
+                self._warn(f"an answer could not be kept: {error}")
+            pending.set_result(told)
+            return told, False
+        except BaseException as error:
+            known = isinstance(error, (Refusal, PipelineError))
+            pending.set_exception(error if known else Refusal(503, "unavailable", "try again", retry_after_seconds=1))
+            pending.exception()  # nobody may be waiting for it
+            raise
+        finally:
+            del self._firsts[key]
+
+    # ---- the flusher -----------------------------------------------------------------------------------------------------------
+
+    async def _flush(self) -> None:
+        linger = self._settings.group_linger_ms / 1000
+        while True:
+            if not self._waiting:
+                if self._stopping:
+                    break
+                self._arrived.clear()
+                await self._arrived.wait()
+                continue
+            if self._queued < self._enough:
+                if self._append is not None:  # let the group grow rather than build a small one meanwhile
+                    await self._append
+                if linger and not self._stopping and self._queued < self._enough:
+                    with contextlib.suppress(TimeoutError):
+                        await asyncio.wait_for(self._full.wait(), linger)
+            group = self._take()
+            try:
+                built = await self._build(group)
+            except Exception:
+                _log.exception("a group of %d bodies could not be built", len(group))
+                self._finish(group, [Refusal(500, "internal", "the body could not be processed")] * len(group))
+                continue
+            if self._append is not None:
+                await self._append
+            self._append = asyncio.create_task(self._send(group, built))
+        if self._append is not None:
+            await self._append
+
+    def _take(self) -> list[_Waiting]:
+        """All that waits, up to the bound of a group; at least one body."""
+        group, events = [], 0
+        while self._waiting and (not group or events + self._waiting[0].body.events <= self._settings.group_events_max):
+            group.append(self._waiting.popleft())
+            events += group[-1].body.events
+        self._queued -= events
+        if self._queued < self._enough:
+            self._full.clear()
+        return group
+
+    async def _build(self, group: list[_Waiting]) -> tuple[Built, list[Group]]:
+        def work() -> tuple[Built, list[Group]]:
+            bodies, arrivals, keys = [each.body for each in group], [each.arrival_us for each in group], [each.key for each in group]
+            built = build(bodies, arrivals, keys, time.time_ns() // 1000, self._limits, self._settings.partitions)
+            return built, built.groups()
+
+        if sum(each.body.events for each in group) <= INLINE_EVENTS_MAX:
+            return work()
+        return await asyncio.get_running_loop().run_in_executor(self._builder, work)
+
+    async def _send(self, group: list[_Waiting], made: tuple[Built, list[Group]]) -> None:
+        built, entries = made
+        results: list[Outcome | BaseException] = list(built.outcomes)
+        try:
+            failed = await self._append_all(built, entries)
+        except Exception:
+            _log.exception("a group of %d bodies could not be appended", len(group))
+            failed = {entry.partition: Unavailable("Redis could not take it") for entry in entries}
+        if failed:
+            self._warn(f"{len(failed)} of {len(entries)} entries were not appended; the first: {next(iter(failed.values()))}")
+        for partition, error in failed.items():
+            for number in built.bodies(partition):
+                results[number] = error
+        self._finish(group, results)
+
+    async def _append_all(self, built: Built, entries: list[Group]) -> dict[int, Unavailable]:
+        """Append every entry; what is in a partition already is left out. The partitions that could not take theirs."""
+        failed: dict[int, Unavailable] = {}
+        without: dict[int, set[bytes]] = {}
+        for _ in range(REPEATS_MAX):
+            if not entries:
+                return failed
+            results = await self._store.append(entries)
+            again = []
+            for entry, result in zip(entries, results, strict=True):
+                if isinstance(result, Unavailable):
+                    failed[entry.partition] = result
+                elif isinstance(result, Repeated):
+                    seen = without.setdefault(entry.partition, set())
+                    seen.update(result.keys)
+                    if (left := built.group(entry.partition, seen)) is not None:
+                        again.append(left)
+            entries = again
+        return failed | {entry.partition: Unavailable(f"partition {entry.partition}: repeated keys again and again") for entry in entries}
+
+    def _warn(self, line: str) -> None:
+        """Say it, but not once per body: Redis may be away for long."""
+        if time.monotonic() - self._warned >= WARN_INTERVAL_SECONDS:
+            self._warned = time.monotonic()
+            _log.warning(line)
+
+    def _finish(self, group: list[_Waiting], results: Sequence[Outcome | BaseException]) -> None:
+        self._progress = time.monotonic()
+        for each, result in zip(group, results, strict=True):
+            self._held -= each.body.events
+            if each.done.done():  # its request was cancelled
+                continue
+            if isinstance(result, BaseException):
+                each.done.set_exception(result)
+            else:
+                each.done.set_result(result)
+
+
+def _same(first: bytes, digest: bytes, key_text: str) -> None:
+    if first != digest:
+        raise Refusal(422, "idempotency_key_reused", f"Idempotency-Key {key_text[:80]!r} was used with another body")

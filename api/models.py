@@ -1,0 +1,58 @@
+"""Wire shapes: what a client sends, and what it is told."""
+
+from __future__ import annotations
+
+import msgspec
+
+
+class Event(msgspec.Struct, gc=False):
+    """One measurement as JSON. Fields that are not named here are ignored; a null is the same as an absent field."""
+
+    device: str | None = None
+    interface: str | None = None
+    metric: str | None = None
+    value: bool | int | float | None = None
+    timestamp: int | float | str | None = None
+    kind: str | None = None
+    tags: dict[str, str] | None = None
+
+
+class Envelope(Event, gc=False):
+    """A JSON object as a body: an event itself, or a list of them."""
+
+    events: list[Event] | msgspec.UnsetType | None = msgspec.UNSET
+
+
+class Refusal(Exception):
+    """The body as a whole cannot be taken. `status` says whose move it is; the message names what is wrong."""
+
+    def __init__(self, status: int, code: str, message: str, retry_after_seconds: int | None = None) -> None:
+        super().__init__(message)
+        self.status = status
+        self.code = code
+        self.retry_after_seconds = retry_after_seconds
+
+    def body(self) -> bytes:
+        return msgspec.json.encode({"error": {"code": self.code, "message": str(self)}})
+
+
+class Refused(msgspec.Struct, gc=False):
+    """One event set aside: its place in the body, the field and the reason, and its text."""
+
+    index: int
+    device: str
+    field: str
+    reason: str
+    event: str
+
+
+ERRORS_SHOWN_MAX = 20
+ACCEPTED_ONE = b'{"accepted":1,"rejected":0,"errors":[]}'
+
+
+def answer(accepted: int, rejected: int, errors: list[tuple[int, str, str]]) -> bytes:
+    """The answer to a body of which something was taken or set aside."""
+    if accepted == 1 and not rejected:
+        return ACCEPTED_ONE
+    shown = [{"index": index, "field": field, "reason": reason} for index, field, reason in errors[:ERRORS_SHOWN_MAX]]
+    return b'{"accepted":%d,"rejected":%d,"errors":%b}' % (accepted, rejected, msgspec.json.encode(shown))

@@ -1,0 +1,105 @@
+"""Alerts in Redis: what stands now, and the stream of transitions, moved together with the position they stand for."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+
+import polars as pl
+import redis
+
+from pipeline.core.alerts import ACTIVE
+from pipeline.core.schema import SERIES_NAMES
+from pipeline.errors import Unavailable
+from pipeline.stores import connection as keys
+from pipeline.stores.connection import script, translated
+
+POSITION = b"@position"
+TRANSITIONS_MAX = 100_000  # of one partition, kept for readers that were away
+_STATE = ("severity", "firing", "since", "time", "value", "bound")
+NAMED = pl.Schema({**{name: pl.Categorical() for name in SERIES_NAMES}, **{k: v for k, v in ACTIVE.items() if k not in ("series", "partition")}})
+
+
+def _key(row: dict) -> str:
+    return json.dumps([row["rule"], *(row[name] for name in SERIES_NAMES)])
+
+
+class AlertLog:
+    """The holder's end, and what anybody may read."""
+
+    def __init__(self, client: redis.Redis) -> None:
+        self._redis = client
+        self._script = client.register_script(script("alert"))
+
+    def load(self, partition: int) -> tuple[int, pl.DataFrame]:
+        """(position, alerts that stand as NAMED) of a partition; position -1: nothing was ever raised."""
+        with translated(partition):
+            raw = self._redis.hgetall(keys.alert_state_key(partition))
+        position = int(raw.pop(POSITION, -1))
+        rows = []
+        for key, state in raw.items():
+            rule, *names = json.loads(key)
+            rows.append({"rule": rule, **dict(zip(SERIES_NAMES, names, strict=True)), **json.loads(state)})
+        return position, pl.DataFrame(rows, schema=NAMED)
+
+    def apply(self, partition: int, token: int, position: int, before: pl.DataFrame, after: pl.DataFrame, transitions: Sequence[dict]) -> None:
+        """Move the alerts of a partition (NAMED frames before and after) to `position`, and publish the transitions.
+
+        Once: the same or an older position changes nothing.
+        """
+        key = ["rule", *SERIES_NAMES]
+        changed = after.join(before, on=[*key, "severity", "firing"], how="anti")
+        gone = before.join(after, on=key, how="anti")
+        arguments: list = [token, position, TRANSITIONS_MAX, changed.height + gone.height]
+        for row in changed.to_dicts():
+            arguments += [_key(row), json.dumps({name: row[name] for name in _STATE})]
+        for row in gone.to_dicts():
+            arguments += [_key(row), ""]
+        arguments += [json.dumps(transition) for transition in transitions]
+        where = [keys.lease_key(partition), keys.alert_state_key(partition), keys.alerts_key(partition)]
+        with translated(partition):
+            self._script(keys=where, args=arguments)
+
+    def standing(self, partitions: Iterable[int]) -> pl.DataFrame:
+        """Every alert that stands now, pending or firing, as NAMED."""
+        frames = [self.load(partition)[1] for partition in partitions]
+        return pl.concat(frames) if frames else NAMED.to_frame()
+
+
+class AlertReader:
+    """The notifier's end: a consumer group of its own on every partition's transitions."""
+
+    GROUP = "notifier"
+
+    def __init__(self, client: redis.Redis, partitions: int, consumer: str) -> None:
+        self._redis = client
+        self._keys = [keys.alerts_key(partition) for partition in range(partitions)]
+        self._consumer = consumer
+
+    def open(self) -> None:
+        """Make the groups where they are absent; they begin at the first transition."""
+        for key in self._keys:
+            try:
+                self._redis.xgroup_create(key, self.GROUP, id="0", mkstream=True)
+            except redis.exceptions.ResponseError as error:
+                if "BUSYGROUP" not in str(error):
+                    raise Unavailable(f"Redis refused: {error}") from error
+            except redis.exceptions.RedisError as error:
+                raise keys.translate(error) from error
+
+    def read(self, *, pending: bool = False, count: int = 256) -> list[tuple[str, bytes, dict]]:
+        """Transitions to deliver: (stream, id, transition). `pending`: those read before and not acknowledged."""
+        found = []
+        with translated():
+            pipe = self._redis.pipeline(transaction=False)
+            for key in self._keys:
+                pipe.xreadgroup(self.GROUP, self._consumer, {key: "0" if pending else ">"}, count=count)
+            for reply in pipe.execute():
+                for key, entries in (reply.items() if isinstance(reply, dict) else reply):
+                    entries = entries[0] if isinstance(reply, dict) else entries
+                    found += [(key.decode(), entry, json.loads(fields[b"t"])) for entry, fields in entries if fields]
+        return found
+
+    def acknowledge(self, stream: str, entry: bytes) -> None:
+        with translated():
+            self._redis.xack(stream, self.GROUP, entry)

@@ -1,0 +1,68 @@
+"""Stream entries to the frames that `step` takes. A payload that something else wrote becomes a dead letter, no crash."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import polars as pl
+import pyarrow as pa
+
+from pipeline.core.batch import BATCH_EVENTS, ENTRIES, Batch
+from pipeline.core.schema import DEAD_ROWS, EVENTS
+from pipeline.errors import Invalid
+from pipeline.stores.codec import DEAD_LETTERS_ARROW, EVENTS_ARROW, decode
+from pipeline.stores.streams import Entry
+
+
+def to_batch(entries: Mapping[int, Sequence[Entry]]) -> Batch:
+    """The Batch of some partitions' entries (partition -> entries in stream order)."""
+    flat = [(partition, entry) for partition in sorted(entries) for entry in entries[partition]]
+    if not flat:
+        return Batch()
+    bad: list[tuple[int, int, str]] = []
+    events, event_rows = _decode([(p, e.id, e.events) for p, e in flat], EVENTS_ARROW, bad)
+    letters, _ = _decode([(p, e.id, e.dead_letters) for p, e in flat], DEAD_LETTERS_ARROW, bad)
+    dead = letters.select(pl.col(name).cast(dtype) for name, dtype in DEAD_ROWS.items())
+    if bad:
+        rows = [(partition, entry, None, None, "undecodable_entry", message) for partition, entry, message in bad]
+        dead = pl.concat([dead, pl.DataFrame(rows, schema=DEAD_ROWS, orient="row")])
+    return Batch(
+        events.select(pl.col(name).cast(dtype) for name, dtype in BATCH_EVENTS.items()),
+        pl.DataFrame(
+            {"partition": [p for p, _ in flat], "entry": [e.id for _, e in flat], "rows": event_rows}, schema=ENTRIES
+        ),
+        dead,
+    )
+
+
+def _decode(
+    payloads: Sequence[tuple[int, int, bytes]], schema: pa.Schema, bad: list[tuple[int, int, str]]
+) -> tuple[pl.DataFrame, list[int]]:
+    """All payloads as one frame with partition and entry, and the rows of each; what cannot be read is added to `bad`."""
+    tables, counts = [], []
+    for partition, entry, payload in payloads:
+        try:
+            table = decode([payload], schema) if payload else None
+            if table is not None and schema is EVENTS_ARROW:
+                _check(table)
+        except Invalid as error:
+            bad.append((partition, entry, str(error)))
+            table = None
+        counts.append(table.num_rows if table is not None else 0)
+        if table is not None and table.num_rows:
+            tables.append(table)
+    whole = pa.concat_tables(tables) if tables else schema.empty_table()
+    frame = pl.from_arrow(whole)
+    ids = np.array([entry for _, entry, _ in payloads], dtype=np.int64)
+    places = np.array([partition for partition, _, _ in payloads], dtype=np.int32)
+    return frame.with_columns(partition=pl.Series(np.repeat(places, counts)), entry=pl.Series(np.repeat(ids, counts))), counts
+
+
+def _check(table: pa.Table) -> None:
+    """Invalid unless the columns that must have a value have one everywhere."""
+    for name in EVENTS:
+        if name != "exact" and table.column(name).null_count:
+            raise Invalid(f"a payload has no {name} in some row")
+
+

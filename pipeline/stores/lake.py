@@ -1,0 +1,351 @@
+"""The lake: Delta tables. A commit is rows and the positions they stand for, durable together; there is no other state.
+
+The fence of the lake: a commit from a handle older than another commit of the same `txn` is refused by Delta, but from a
+fresh handle an equal or older `txn` is accepted. So the writer compares, in the very handle it commits from, each
+partition's position with the one it believes in, and stops with `Fenced` where they differ.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from urllib.parse import unquote
+
+import polars as pl
+import pyarrow as pa
+from deltalake import CommitProperties, DeltaTable, PostCommitHookProperties, Transaction, WriterProperties, write_deltalake
+from deltalake.exceptions import CommitFailedError, DeltaError, TableNotFoundError
+
+from pipeline.core.recovery import LAST_ROWS
+from pipeline.core.schema import AGGREGATES, ANOMALIES, DEAD_ROWS, LATE, SERIES_NAMES, log_time
+from pipeline.core.semantics import NEVER, Semantics
+from pipeline.errors import Fenced, Invalid, Unavailable
+
+FORMAT = 1  # of the tables; another needs another lake
+SIDE_TABLES = ("anomalies", "late", "dead_letters")  # written before `aggregates`, whose position is the partition's
+TABLES = (*SIDE_TABLES, "aggregates", "series")
+
+_TIMES = ("window", "event_time", "first_time", "last_time", "newest", "arrived", "received_at")
+_DURATIONS = {"lateness": "lateness_seconds"}
+_NAMES = {"window": "window_start"}
+_ARROW = {
+    pl.Int8: pa.int8(), pl.Int32: pa.int32(), pl.Int64: pa.int64(), pl.UInt8: pa.int16(), pl.UInt32: pa.int64(),
+    pl.UInt64: pa.decimal128(20, 0), pl.Float64: pa.float64(), pl.String: pa.string(), pl.Categorical: pa.string(), pl.Boolean: pa.bool_(),
+}  # fmt: skip
+_POLARS = {pl.UInt8: pl.Int16(), pl.UInt32: pl.Int64(), pl.UInt64: pl.Decimal(20, 0), pl.Categorical: pl.String()}
+_FRAMES = {"aggregates": AGGREGATES, "anomalies": ANOMALIES, "late": LATE, "dead_letters": DEAD_ROWS}
+# The newest of every series as of a version of `aggregates` (its `txn`): what recovery reads instead of all history.
+SERIES_TABLE = pl.Schema({"partition": pl.Int32(), **LAST_ROWS})
+
+
+def _table_schema(frame: pl.Schema, *, dated: bool) -> pa.Schema:
+    fields = [("date", pa.date32())] if dated else []
+    for name, dtype in frame.items():
+        if name in _DURATIONS:
+            fields.append((_DURATIONS[name], pa.float64()))
+        elif name in _TIMES:
+            fields.append((_NAMES.get(name, name), pa.timestamp("us")))
+        else:
+            fields.append((_NAMES.get(name, name), _ARROW[type(dtype)]))
+    if "entry" in frame:
+        fields.append(("received_at", pa.timestamp("us")))
+    return pa.schema(fields)
+
+
+_SCHEMAS = {name: _table_schema(frame, dated=True) for name, frame in _FRAMES.items()}
+_SCHEMAS["series"] = pa.schema([(name, _ARROW[type(dtype)]) for name, dtype in SERIES_TABLE.items()])
+
+
+def _rows(frame: pl.DataFrame, table: str) -> pa.Table:
+    """A core frame as the rows of its table: times as UTC timestamps, durations in seconds, the date to partition by."""
+    if "entry" in frame.columns:
+        frame = frame.with_columns(received_at=log_time(pl.col("entry")))
+    day = next(name for name in ("window", "event_time", "received_at") if name in frame.columns and frame[name].null_count() == 0)
+    if table == "anomalies":
+        day = "event_time"
+    columns = [pl.col(day).cast(pl.Datetime("us")).dt.date().alias("date")]
+    for name, dtype in frame.schema.items():
+        if name in _DURATIONS:
+            columns.append((pl.col(name) / 1e6).alias(_DURATIONS[name]))
+        elif name in _TIMES:
+            columns.append(pl.col(name).cast(pl.Datetime("us")).alias(_NAMES.get(name, name)))
+        else:
+            columns.append(pl.col(name).cast(_POLARS.get(type(dtype), dtype)).alias(_NAMES.get(name, name)))
+    schema = _SCHEMAS[table]
+    return frame.select(columns).select(schema.names).to_arrow().cast(schema)
+
+
+def txn(partition: int) -> str:
+    """The name under which Delta keeps a partition's position."""
+    return f"telemetry/{partition}"
+
+
+class Lake:
+    """Tables under one folder or URL. One instance is one writer, with kept handles; not for two threads at once."""
+
+    def __init__(self, location: str, commit_retries_max: int = 100, storage_options: Mapping[str, str] | None = None) -> None:
+        self.location = location.rstrip("/")
+        self._retries = commit_retries_max
+        self._options = dict(storage_options or {}) or None
+        self._handles: dict[str, DeltaTable] = {}
+
+    def create(self, semantics: Semantics, partitions: int) -> None:
+        """Make the tables where they are absent. Invalid: the lake is another's: format, partitions or semantics."""
+        wanted = {"format": FORMAT, "partitions": partitions, **semantics_of_lake(semantics)}
+        self._check_writable()
+        for name in TABLES:
+            try:
+                DeltaTable.create(
+                    self._uri(name),
+                    schema=_SCHEMAS[name],
+                    mode="ignore",
+                    partition_by=None if name == "series" else ["date"],
+                    description=json.dumps(wanted, sort_keys=True),
+                    configuration={"delta.checkpointInterval": "20", "delta.logRetentionDuration": "interval 1 days"},
+                    storage_options=self._options,
+                )
+            except (DeltaError, OSError) as error:  # made by another process at the same moment
+                if not DeltaTable.is_deltatable(self._uri(name), storage_options=self._options):
+                    raise Unavailable(f"cannot make table {name} under {self.location}: {first_line(error)}") from error
+        self.check(semantics, partitions)
+
+    def check(self, semantics: Semantics, partitions: int) -> None:
+        """Invalid where this lake was made with other numbers than these."""
+        try:
+            found = json.loads(self._handle("aggregates").metadata().description or "{}")
+        except ValueError:
+            found = {}
+        if found.get("format") != FORMAT:
+            raise Invalid(f"{self.location} holds tables of another format ({found.get('format')}, not {FORMAT}): choose another --data")
+        for name, value in {"partitions": partitions, **semantics_of_lake(semantics)}.items():
+            if found.get(name) != value:
+                variable = f"PIPELINE_{name.upper()}"
+                raise Invalid(f"{self.location} was made with {variable}={found.get(name)}, not {value}: set that, or choose another --data")
+
+    def _check_writable(self) -> None:
+        if "://" in self.location:
+            return
+        try:
+            Path(self.location).mkdir(parents=True, exist_ok=True)
+            probe = Path(self.location) / ".writable"
+            probe.touch()
+            probe.unlink()
+        except OSError as error:
+            raise Invalid(f"cannot write to {self.location} ({error.strerror}): choose another --data, or mend its permissions") from error
+
+    def _uri(self, table: str) -> str:
+        return f"{self.location}/{table}"
+
+    def _handle(self, table: str) -> DeltaTable:
+        if table not in self._handles:
+            try:
+                self._handles[table] = DeltaTable(self._uri(table), storage_options=self._options)
+            except TableNotFoundError:
+                raise Unavailable(f"there is no table {table} under {self.location} yet: is a worker running?") from None
+            except (DeltaError, OSError) as error:
+                raise Unavailable(f"table {table} cannot be read: {first_line(error)}") from error
+        return self._handles[table]
+
+    def _refresh(self, table: str) -> DeltaTable:
+        handle = self._handle(table)
+        try:
+            handle.update_incremental()
+        except (DeltaError, OSError) as error:
+            del self._handles[table]
+            raise Unavailable(f"table {table} cannot be read: {first_line(error)}") from error
+        return handle
+
+    def positions(self, table: str, partitions: Iterable[int]) -> dict[int, int]:
+        """The committed position of each partition in a table; -1: none yet."""
+        handle = self._refresh(table)
+        return {partition: _position(handle, partition) for partition in partitions}
+
+    def commit(self, table: str, rows: pl.DataFrame, positions: Mapping[int, int], expected: Mapping[int, int]) -> None:
+        """Commit rows and the positions (partition -> entry id) they stand for, as one.
+
+        `expected`: the positions that this writer believes the table to have. Fenced, for the first partition of which
+        that is not so: another holder has written. A reply that got lost is settled by the same comparison.
+        """
+        data = _rows(rows, table)
+        properties = CommitProperties(
+            app_transactions=[Transaction(txn(partition), position) for partition, position in positions.items()],
+            max_commit_retries=self._retries,
+        )
+        handle = self._handle(table)
+        if any(_position(handle, p) != expected[p] for p in positions):
+            handle = self._refresh(table)
+        for attempt in range(3):
+            self._compare(handle, positions, expected)
+            try:
+                write_deltalake(
+                    handle, data, mode="append", commit_properties=properties, storage_options=self._options, writer_properties=_WRITER
+                )
+                return
+            except CommitFailedError as error:  # another commit of one of these partitions came first, or it is ours
+                refused: Exception = error
+            except (DeltaError, OSError) as error:
+                refused = error
+            handle = self._refresh(table)
+            if all(_position(handle, p) == position for p, position in positions.items()):
+                return  # it is ours: only the reply was lost
+            if attempt and not isinstance(refused, CommitFailedError):
+                break
+        self._compare(handle, positions, expected)
+        raise Unavailable(f"commit to {table} failed: {first_line(refused)}") from refused
+
+    @staticmethod
+    def _compare(handle: DeltaTable, positions: Mapping[int, int], expected: Mapping[int, int]) -> None:
+        for partition in positions:
+            found = _position(handle, partition)
+            if found != expected[partition]:
+                raise Fenced(partition, f"the lake stands at position {found}, not at {expected[partition]}: another worker has written")
+
+    # Recovery
+
+    def last_rows(self, partitions: Iterable[int], semantics: Semantics) -> dict[int, pl.DataFrame]:
+        """LAST_ROWS of each partition: the `series` table, and the files of `aggregates` added since it was made."""
+        wanted = sorted(partitions)
+        try:
+            merged = self._newest(pl.col("partition").is_in(wanted), semantics)
+        except FileNotFoundError:  # compaction and vacuum came in between: look again
+            merged = self._newest(pl.col("partition").is_in(wanted), semantics)
+        parts = merged.partition_by("partition", as_dict=True, include_key=False)
+        empty = LAST_ROWS.to_frame()
+        return {partition: parts.get((partition,), empty).select(list(LAST_ROWS)) for partition in wanted}
+
+    def _newest(self, where: pl.Expr, semantics: Semantics) -> pl.DataFrame:
+        """SERIES_TABLE rows as of the newest version of `aggregates`."""
+        handle, series = self._refresh("aggregates"), self._refresh("series")
+        files = set(handle.file_uris())
+        version = series.transaction_version("aggregates")
+        known = SERIES_TABLE.to_frame()
+        if version is not None:
+            try:
+                before = set(DeltaTable(self._uri("aggregates"), version=version, storage_options=self._options).file_uris())
+            except (DeltaError, OSError):  # its log is gone: read all, which is slow and right
+                before = None
+            if before is not None:
+                known = self._scan(series.file_uris()).filter(where).collect().select(pl.col(n).cast(t) for n, t in SERIES_TABLE.items())
+                files -= before
+        if not files:
+            return known
+        key = ["partition", *SERIES_NAMES]
+        rows = self._scan(sorted(files)).filter(where).select(
+            *key, "window_start", "revision", "last", "last_exact", "last_time", "newest", "arrived"
+        )
+        base = rows.filter(~pl.col("revision")).group_by(key).agg(
+            pl.col("last", "last_exact", "last_time").sort_by("window_start").last(), closed_to=pl.col("window_start").max()
+        )
+        seen = rows.group_by(key).agg(pl.col("newest", "arrived").max())
+        found = seen.join(base, on=key, how="left").collect().with_columns(
+            pl.col("closed_to", "last_time", "newest", "arrived").cast(pl.Datetime("us")).to_physical()
+        )
+        found = found.with_columns(closed_to=(pl.col("closed_to") + semantics.width).fill_null(NEVER))
+        found = found.select(pl.col(name).cast(dtype) for name, dtype in SERIES_TABLE.items())
+        return merge_newest(known, found)
+
+    def _scan(self, files: list[str]) -> pl.LazyFrame:
+        if not files:
+            return SERIES_TABLE.to_frame().lazy()
+        local = [unquote(file.removeprefix("file://")) for file in files]
+        return pl.scan_parquet(local, storage_options=self._options, hive_partitioning=False)
+
+    def refresh_series(self, semantics: Semantics) -> int:
+        """Write the `series` table anew, as of the newest version of `aggregates`; the number of series."""
+        version = self._refresh("aggregates").version()
+        newest = self._newest(pl.lit(True), semantics)
+        properties = CommitProperties(app_transactions=[Transaction("aggregates", version)], max_commit_retries=self._retries)
+        data = newest.with_columns(pl.col(SERIES_NAMES).cast(pl.String), pl.col("last_exact").cast(pl.Decimal(20, 0))).to_arrow()
+        write_deltalake(
+            self._handle("series"), data.cast(_SCHEMAS["series"]), mode="overwrite", commit_properties=properties, storage_options=self._options
+        )
+        return newest.height
+
+    # Housekeeping, all safe beside writers and readers
+
+    def compact(self, table: str, files_min: int) -> int:
+        """Merge the small files of each day that has at least `files_min`; the number of files that went."""
+        handle = self._refresh(table)
+        days: dict[str, int] = {}
+        for partition in handle.get_add_actions(flatten=True).to_struct_array().to_pylist() if handle.file_uris() else []:
+            day = str(partition["partition.date"])
+            days[day] = days.get(day, 0) + 1
+        gone = 0
+        for day, count in sorted(days.items()):
+            if count >= files_min:
+                properties = CommitProperties(max_commit_retries=self._retries)
+                metrics = handle.optimize.compact([("date", "=", day)], commit_properties=properties)
+                gone += metrics["numFilesRemoved"]
+        return gone
+
+    def checkpoint(self, table: str) -> None:
+        """Write a log checkpoint, and drop the log entries that no reader needs any more."""
+        handle = self._refresh(table)
+        handle.create_checkpoint()
+        handle.cleanup_metadata()
+
+    def vacuum(self, table: str, retention_hours: float) -> int:
+        """Remove files that no version of the last `retention_hours` has; orphans of refused commits too."""
+        handle = self._refresh(table)
+        return len(handle.vacuum(retention_hours=int(retention_hours), dry_run=False, enforce_retention_duration=False, full=True))
+
+    def expire(self, table: str, before: str) -> int:
+        """Delete whole days before the date `before` (YYYY-MM-DD); the number of rows."""
+        handle = self._refresh(table)
+        return handle.delete(f"date < '{before}'").get("num_deleted_rows") or 0
+
+    def counts(self) -> dict[str, int]:
+        """Events that the tables account for: aggregated, late, repeated, dead_lettered; and windows, anomalies."""
+        aggregates = self._scan_table("aggregates")
+        totals = aggregates.select(
+            aggregated=pl.col("count").filter(~pl.col("revision")).sum(),
+            late=pl.col("count").filter("revision").sum(),
+            repeated=pl.col("repeated").sum(),
+            windows=(~pl.col("revision")).sum(),
+        ).collect()
+        dead, anomalies = (self._scan_table(name).select(pl.len()).collect().item() for name in ("dead_letters", "anomalies"))
+        return {**totals.row(0, named=True), "dead_lettered": dead, "anomalies": anomalies}
+
+    def accounted(self, partitions: Iterable[int]) -> dict[int, int]:
+        """Events of each partition that the tables account for."""
+        rows = self._scan_table("aggregates").group_by("partition").agg(pl.col("count").sum() + pl.col("repeated").sum())
+        dead = self._scan_table("dead_letters").group_by("partition").agg(pl.len().cast(pl.Int64).alias("count"))
+        found = dict(pl.concat([rows, dead]).group_by("partition").agg(pl.col("count").sum()).collect().iter_rows())
+        return {partition: found.get(partition, 0) for partition in partitions}
+
+    def _scan_table(self, table: str) -> pl.LazyFrame:
+        files = self._refresh(table).file_uris()
+        return self._scan(files) if files else pl.from_arrow(_SCHEMAS[table].empty_table()).lazy()
+
+
+_WRITER = WriterProperties(compression="ZSTD", compression_level=1)
+_HOOKS = PostCommitHookProperties(create_checkpoint=True, cleanup_expired_logs=False)
+
+
+def merge_newest(known: pl.DataFrame, found: pl.DataFrame) -> pl.DataFrame:
+    """One SERIES_TABLE row per series of two: the later last sample, the largest of the rest."""
+    both = pl.concat([known, found]).sort("last_time", nulls_last=False, maintain_order=True)
+    return both.group_by("partition", *SERIES_NAMES, maintain_order=True).agg(
+        pl.col("last", "last_exact", "last_time").last(), pl.col("newest", "arrived", "closed_to").max()
+    ).select(list(SERIES_TABLE))
+
+
+def semantics_of_lake(semantics: Semantics) -> dict[str, float]:
+    """The settings that a lake is made with, by the names of their settings."""
+    return {
+        "window_seconds": semantics.width / 1e6,
+        "disorder_seconds": semantics.disorder / 1e6,
+        "idle_after_seconds": semantics.idle_after / 1e6,
+        "lateness_max_seconds": semantics.lateness_max / 1e6,
+    }
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's text."""
+    return (str(error).splitlines() or [type(error).__name__])[0]
+
+
+def _position(handle: DeltaTable, partition: int) -> int:
+    version = handle.transaction_version(txn(partition))
+    return -1 if version is None else version

@@ -1,0 +1,503 @@
+"""The worker: lease -> read -> step -> raise alerts -> commit -> settle. It decides nothing about events; the core does.
+
+One main loop reads and steps; one thread commits, so that a slow commit delays no alert; one renews the leases, as long
+as the main loop moves. A partition whose lease turns out to be another's is dropped with all that was made of it: the
+fence in Redis and the `txn` of the lake have kept it from doing harm.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import random
+import socket
+import threading
+import time
+from collections.abc import Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+
+import polars as pl
+from apscheduler.schedulers.background import BackgroundScheduler
+
+from pipeline.core.assignment import plan
+from pipeline.core.batch import Output, State, step
+from pipeline.core.recovery import recover
+from pipeline.core.rules import SEVERITIES, Rules
+from pipeline.core.schema import SERIES_NAMES
+from pipeline.core.semantics import Semantics
+from pipeline.errors import Fenced, Invalid, PipelineError, Unavailable
+from pipeline.settings import Settings
+from pipeline.stores.alertlog import NAMED, AlertLog
+from pipeline.stores.connection import check_server, connect
+from pipeline.stores.entries import to_batch
+from pipeline.stores.lake import SIDE_TABLES, Lake
+from pipeline.stores.leases import Leases
+from pipeline.stores.rulebook import Rulebook
+from pipeline.stores.streams import Entry, Settlement, Streams
+
+log = logging.getLogger("worker")
+
+COMMIT_ORDER = (*SIDE_TABLES, "aggregates")  # a crash in between leaves the earlier ones ahead, and recovery cuts there
+_NO_ALERTS = NAMED.to_frame()
+
+
+def semantics_of(settings: Settings) -> Semantics:
+    """What time means under these settings."""
+    try:
+        return Semantics(
+            width=settings.window_seconds * 1_000_000,
+            disorder=int(settings.disorder_seconds * 1e6),
+            idle_after=int(settings.idle_after_seconds * 1e6),
+            lateness_max=int(settings.lateness_max_seconds * 1e6),
+            open_rows_max=settings.open_rows_max,
+            counter_gap=int(settings.counter_gap_seconds * 1e6),
+            series_ttl=int(settings.series_ttl_seconds * 1e6),
+        )
+    except ValueError as error:
+        raise Invalid(f"settings: {error}") from None
+
+
+@dataclass
+class Holding:
+    """One partition held: its token, what was delivered and is not settled, where each table stands."""
+
+    token: int
+    tables: dict[str, int]  # table -> committed position
+    pending: list[int] = field(default_factory=list)  # entry ids, growing
+    reread_after: int | None = None  # a reply got lost: read own history after this id before anything new
+    alerts: pl.DataFrame = field(default_factory=lambda: _NO_ALERTS)  # as Redis has them
+    transitions: list[dict] = field(default_factory=list)  # not yet in Redis
+
+
+@dataclass
+class Snapshot:
+    """What one commit makes durable: rows per table, and per partition the position and the entries still open there."""
+
+    rows: dict[str, list[pl.DataFrame]]
+    positions: dict[int, int]
+    open: pl.DataFrame  # the open rows at these positions
+    done: set[str] = field(default_factory=set)  # tables that are committed already
+
+
+class Worker:
+    """One worker process. `run` returns when `stop` was called and everything is handed over."""
+
+    def __init__(self, settings: Settings, name: str | None = None) -> None:
+        self.name = name or f"{socket.gethostname()}-{os.getpid()}-{random.getrandbits(32):08x}"
+        self._settings = settings
+        self._semantics = semantics_of(settings)
+        client = connect(settings.redis_url, settings.redis_timeout_seconds)
+        self._client = client
+        self._streams, self._alertlog = Streams(client), AlertLog(client)
+        self._leases = Leases(client, self.name, settings.lease_ms)
+        self._rulebook = Rulebook(client)
+        self._lake = Lake(settings.lake, settings.commit_retries_max)  # the committer's
+        self._reading_lake = Lake(settings.lake, settings.commit_retries_max)  # recovery's
+        self._rules = Rules()
+        self._state = State()
+        self._held: dict[int, Holding] = {}
+        self._made: dict[str, list[pl.DataFrame]] = {table: [] for table in COMMIT_ORDER}
+        self._made_rows = 0
+        self._lost: dict[int, str] = {}  # partitions found fenced by another thread, and why
+        self._stopping = threading.Event()
+        self._progress = time.monotonic()
+        self._committer = ThreadPoolExecutor(1, "commit")
+        self._commit: Future | None = None
+        self._committed_at = self._member_at = self._ticked_at = 0.0
+        self._members = 1
+        self._entries_per_read = settings.read_entries_max
+        self._failures = 0
+
+    def stop(self) -> None:
+        """Hand over and leave: settle what is done, release the leases, return from `run`."""
+        self._stopping.set()
+
+    def run(self) -> None:
+        """Work until stopped. Invalid: settings, Redis or lake are such that no work is possible."""
+        self._start()
+        scheduler = BackgroundScheduler()
+        scheduler.add_job(
+            self._reload_rules, "interval", seconds=self._settings.rules_reload_seconds,
+            coalesce=True, max_instances=1, misfire_grace_time=None,
+        )  # fmt: skip
+        scheduler.start()
+        renewer = threading.Thread(target=self._renew, name="renew", daemon=True)
+        renewer.start()
+        try:
+            while not self._stopping.is_set():
+                self._progress = time.monotonic()
+                try:
+                    busy = self._turn()
+                    self._failures = 0
+                except Unavailable as error:
+                    self._back_off(error)
+                    continue
+                if not busy:
+                    self._stopping.wait(self._settings.poll_interval_ms / 1000)
+            self._leave()
+        finally:
+            scheduler.shutdown(wait=False)
+            self._committer.shutdown(wait=False, cancel_futures=True)
+
+    # Start, membership, recovery
+
+    def _start(self) -> None:
+        while not self._stopping.is_set():
+            self._progress = time.monotonic()
+            try:
+                for warning in check_server(self._client):
+                    log.warning(warning)
+                self._lake.create(self._semantics, self._settings.partitions)
+                self._rulebook.set_default()
+                self._reload_rules()
+                return
+            except Unavailable as error:
+                self._back_off(error)
+
+    def _back_off(self, error: Unavailable) -> None:
+        self._failures += 1
+        limit = min(self._settings.backoff_max_seconds, 0.1 * 2 ** min(self._failures, 10))
+        if self._failures in (1, 10, 100):
+            log.warning("%s; trying again", error)
+        self._stopping.wait(random.uniform(0.5, 1) * limit)
+
+    def _reload_rules(self) -> None:
+        """Pick up a new version; the main loop swaps it in between two micro-batches. A bad one changes nothing."""
+        try:
+            if self._rulebook.version() != self._rules.version:
+                self._rules = self._rulebook.rules()
+                log.info("rules version %d", self._rules.version)
+        except PipelineError as error:
+            log.warning("rules stay at version %d: %s", self._rules.version, error)
+
+    def _renew(self) -> None:
+        while not self._stopping.wait(self._settings.lease_ms / 4000):
+            if time.monotonic() - self._progress > self._settings.progress_timeout_seconds:
+                continue  # the main loop stands still: let the leases go to somebody who works
+            leases = {partition: holding.token for partition, holding in list(self._held.items())}
+            for partition, error in self._leases.renew(leases).items() if leases else ():
+                if isinstance(error, Fenced):
+                    self._lost[partition] = str(error)
+
+    def _membership(self) -> None:
+        """Take and give back partitions, so that each live worker holds its fair share."""
+        if time.monotonic() - self._member_at < self._settings.lease_ms / 6000:
+            return
+        self._member_at = time.monotonic()
+        workers = self._leases.heartbeat()
+        self._members = len(workers)
+        wanted = plan(self.name, workers, self._leases.holders(self._settings.partitions))
+        # A lease that says it is ours but that we do not hold is of an earlier process of this name: it expires.
+        if give := [partition for partition in wanted.release if partition in self._held]:
+            self._hand_over(give)
+        tokens = {partition: token for partition in wanted.acquire if (token := self._leases.acquire(partition)) is not None}
+        if tokens:
+            self._recover(tokens)
+
+    def _recover(self, tokens: dict[int, int]) -> None:
+        """Bring new partitions to where their last holder was, and put them to the rest of the state."""
+        began = time.monotonic()
+        stood = {table: self._reading_lake.positions(table, tokens) for table in COMMIT_ORDER}
+        last_rows = self._reading_lake.last_rows(tokens, self._semantics)
+        for partition, token in tokens.items():
+            holding = Holding(token, {table: positions[partition] for table, positions in stood.items()})
+            self._held[partition] = holding  # from here on its lease is renewed
+            try:
+                self._recover_one(partition, holding, last_rows[partition])
+            except Fenced as error:
+                self._drop([partition], str(error))
+            except BaseException:
+                self._drop([p for p in tokens if p not in self._state.positions], "recovery failed")
+                raise
+        names = ", ".join(map(str, sorted(self._held)))
+        log.info("took %d partitions in %.2f s; holding %s", len(tokens), time.monotonic() - began, names)
+
+    def _recover_one(self, partition: int, holding: Holding, last_rows: pl.DataFrame) -> None:
+        position = holding.tables["aggregates"]
+        accounted = 0
+        if position >= 0 and not self._streams.exists(partition):
+            accounted = self._reading_lake.accounted([partition])[partition]
+            log.warning("partition %d: Redis lost its stream; it goes on at the committed position %d", partition, position)
+        self._streams.open(partition, holding.token, position, accounted)
+        pending = self._history(partition, holding.token)
+        stands, alerts = self._alertlog.load(partition)
+        before = [entry for entry in pending if entry.id <= position]
+        state = recover(partition, position, last_rows, to_batch({partition: before}), alerts, self._semantics)
+        holding.pending = [entry.id for entry in pending]
+        holding.alerts = alerts
+        # Tables, and alerts, that are ahead of `aggregates` have these rows already: cut exactly there.
+        ahead = {table: at for table, at in (*holding.tables.items(), ("alerts", stands)) if at > position}
+        rest = [entry for entry in pending if entry.id > position]
+        for stop in sorted(set(ahead.values())):
+            upto, rest = [e for e in rest if e.id <= stop], [e for e in rest if e.id > stop]
+            state, output = step(state, to_batch({partition: upto}), self._rules, self._semantics)
+            has = {table for table, at in ahead.items() if at >= stop}
+            if "alerts" in has:
+                output = replace(output, transitions=output.transitions.clear())
+                state = replace(state, active=self._numbered(alerts, state))
+            self._keep(replace(output, **{table: getattr(output, table).clear() for table in has - {"alerts"}}), state)
+        while rest:
+            self._progress = time.monotonic()
+            part, rest = rest[: self._settings.read_entries_max], rest[self._settings.read_entries_max :]
+            state, output = step(state, to_batch({partition: part}), self._rules, self._semantics)
+            self._keep(output, state)
+        self._state = self._state.with_partition(state)
+
+    def _history(self, partition: int, token: int) -> list[Entry]:
+        """All pending entries of a partition: delivered to a holder before, and not settled."""
+        entries: list[Entry] = []
+        while True:
+            self._progress = time.monotonic()
+            after = entries[-1].id if entries else 0
+            reply = self._streams.read({partition: token}, self._settings.read_entries_max, {partition: after})[partition]
+            if isinstance(reply, PipelineError):
+                raise reply
+            if not reply:
+                return entries
+            entries += reply
+
+    @staticmethod
+    def _numbered(alerts: pl.DataFrame, state: State) -> pl.DataFrame:
+        joined = alerts.join(state.series.select("series", "partition", *SERIES_NAMES), on=SERIES_NAMES)
+        return joined.select(state.active.columns)
+
+    # The turn of the main loop
+
+    def _turn(self) -> bool:
+        """One round: membership, read, step, alerts, commit. True: there was as much as could be read, go on at once."""
+        if self._lost:
+            lost, self._lost = self._lost, {}
+            self._drop(lost, "; ".join(sorted(set(lost.values()))))
+        self._membership()
+        full = False
+        if self._made_rows < self._settings.uncommitted_rows_max:
+            entries, full = self._read()
+            if entries:
+                self._state, output = step(self._state, to_batch(entries), self._rules, self._semantics)
+                self._keep(output, self._state)
+        self._raise_alerts()
+        self._commit_when_due()
+        self._tick_when_due()
+        return full
+
+    def _read(self) -> tuple[dict[int, list[Entry]], bool]:
+        """New entries of all partitions held, in one round trip; whether some had more than were asked for."""
+        if not self._held:
+            return {}, False
+        tokens = {partition: holding.token for partition, holding in self._held.items()}
+        count = self._entries_per_read
+        replies = self._streams.read(tokens, count, {p: holding.reread_after for p, holding in self._held.items()})
+        entries: dict[int, list[Entry]] = {}
+        rows, failed = 0, None
+        for partition, reply in replies.items():
+            holding = self._held[partition]
+            if isinstance(reply, Fenced):
+                self._lost[partition] = str(reply)
+            elif isinstance(reply, PipelineError):
+                failed = reply
+                holding.reread_after = max(self._state.positions[partition], holding.pending[-1] if holding.pending else 0)
+            elif reply:
+                entries[partition] = reply
+                holding.pending += [entry.id for entry in reply]
+                rows += sum(entry.event_count for entry in reply)
+                if holding.reread_after is not None:
+                    holding.reread_after = reply[-1].id
+                if gone := sum(entry.lost for entry in reply):
+                    log.error("partition %d: %d entries were deleted from the stream before they were read", partition, gone)
+            else:
+                holding.reread_after = None
+        full = any(len(reply) == count for reply in entries.values())
+        if rows:  # as many entries next time as make about one step's worth of rows
+            each = rows / sum(map(len, entries.values()))
+            fits = self._settings.step_rows_max / each / len(self._held)
+            self._entries_per_read = max(1, min(self._settings.read_entries_max, int(fits)))
+        if failed is not None and not entries:
+            raise failed
+        return entries, full
+
+    def _keep(self, output: Output, state: State) -> None:
+        """Gather rows to be committed, and transitions to be raised."""
+        for table in COMMIT_ORDER:
+            rows = getattr(output, table)
+            if rows.height:
+                self._made[table].append(rows)
+                self._made_rows += rows.height
+        if output.transitions.height:
+            names = state.series.select("series", *SERIES_NAMES)
+            named = output.transitions.join(names, on="series", how="left", maintain_order="left").drop("series", "firing")
+            severity = (pl.col("severity") - 1).replace_strict(range(2), SEVERITIES, return_dtype=pl.String)
+            for row in named.with_columns(severity=severity, rules_version=self._rules.version).to_dicts():
+                self._held[row["partition"]].transitions.append(row)
+
+    def _raise_alerts(self) -> None:
+        """Bring alerts to Redis: transitions, states and position as one."""
+        if not self._state.active.height and not any(h.transitions or h.alerts.height for h in self._held.values()):
+            return
+        named = self._state.active.join(self._state.series.select("series", *SERIES_NAMES), on="series", how="left", maintain_order="left")
+        parts = named.partition_by("partition", as_dict=True)
+        for partition, holding in self._held.items():
+            if partition not in self._state.positions:
+                continue
+            after = parts[(partition,)].select(list(NAMED)) if (partition,) in parts else _NO_ALERTS
+            key = ["rule", *SERIES_NAMES, "severity", "firing"]
+            if not holding.transitions and after.height == holding.alerts.height == after.join(holding.alerts, on=key, how="semi").height:
+                continue
+            position = self._state.positions[partition]
+            try:
+                self._alertlog.apply(partition, holding.token, position, holding.alerts, after, holding.transitions)
+            except Fenced as error:
+                self._lost[partition] = str(error)
+                continue
+            holding.alerts, holding.transitions = after, []
+
+    def _tick_when_due(self) -> None:
+        interval = self._settings.tick_interval_seconds
+        if time.monotonic() - self._ticked_at < interval / 2:
+            return
+        self._ticked_at = time.monotonic()
+        for partition, holding in self._held.items():
+            try:
+                self._streams.tick(partition, holding.token, int(interval * 1000))
+            except Fenced as error:
+                self._lost[partition] = str(error)
+
+    # Commit and settle
+
+    def _commit_when_due(self) -> None:
+        """Hand what was made to the committer, one commit for all partitions; collect what the last one found."""
+        if self._commit is not None:
+            if not self._commit.done():
+                return
+            self._finish_commit()
+        # With many writers each waits longer: a commit's time grows with the number of those beside it.
+        interval = self._settings.commit_interval_ms / 1000 * max(1.0, self._members / 4)
+        if time.monotonic() - self._committed_at < interval or not self._held or self._lost:
+            return
+        self._committed_at = time.monotonic()
+        self._commit = self._committer.submit(self._commit_until_done, self._snapshot())
+
+    def _finish_commit(self) -> None:
+        """Take the result of a commit that is done: settle what it made durable."""
+        commit, self._commit = self._commit, None
+        if commit is not None and (snapshot := commit.result()) is not None:
+            self._settle(snapshot)
+
+    def _snapshot(self) -> Snapshot:
+        made, self._made = self._made, {table: [] for table in COMMIT_ORDER}
+        self._made_rows = 0
+        return Snapshot({table: rows for table, rows in made.items() if rows}, dict(self._state.positions), self._state.open)
+
+    def _commit_until_done(self, snapshot: Snapshot) -> Snapshot | None:
+        """Commit a snapshot, however long the lake is away; None: given up at the stop.
+
+        Partitions that turn out to be another's are left out of the snapshot that is returned.
+        """
+        failures = 0
+        while True:
+            try:
+                self._commit_tables(snapshot)
+                return snapshot
+            except Unavailable as error:
+                failures += 1
+                if failures in (1, 10, 100):
+                    log.warning("%s; trying again", error)
+                if self._stopping.is_set() and failures >= 3:
+                    log.warning("gave up a commit at the stop: the next holder makes it again")
+                    return None
+                self._stopping.wait(random.uniform(0.5, 1) * min(self._settings.backoff_max_seconds, 0.1 * 2 ** min(failures, 10)))
+
+    def _commit_tables(self, snapshot: Snapshot) -> None:
+        for table in COMMIT_ORDER:
+            while table in snapshot.rows and table not in snapshot.done:
+                rows = pl.concat(snapshot.rows[table])
+                mine = rows["partition"].unique().to_list()
+                positions = {p: snapshot.positions[p] for p in mine if p in snapshot.positions and p in self._held}
+                if len(positions) < len(mine):
+                    rows = rows.filter(pl.col("partition").is_in(list(positions)))
+                if not positions:
+                    snapshot.done.add(table)
+                    break
+                try:
+                    expected = {partition: self._held[partition].tables[table] for partition in positions}
+                    self._lake.commit(table, rows, positions, expected)
+                except Fenced as error:
+                    self._lost[error.partition] = str(error)
+                    snapshot.positions.pop(error.partition)
+                    continue
+                for partition, position in positions.items():
+                    self._held[partition].tables[table] = position
+                snapshot.done.add(table)
+
+    def _settle(self, snapshot: Snapshot) -> None:
+        """Acknowledge and trim the entries all of whose windows are committed."""
+        still = snapshot.open.select("partition", "entry").unique().group_by("partition").agg("entry")
+        unsettled = {partition: set(entries) for partition, entries in still.iter_rows()}
+        settlements = {}
+        for partition, position in snapshot.positions.items():
+            holding, kept = self._held.get(partition), unsettled.get(partition, set())
+            if holding is not None and (settled := [e for e in holding.pending if e <= position and e not in kept]):
+                settlements[partition] = Settlement(holding.token, settled, min(kept, default=position + 1))
+        failed = self._streams.settle(settlements) if settlements else {}
+        for partition, error in failed.items():
+            if isinstance(error, Fenced):
+                self._lost[partition] = str(error)
+        for partition in settlements.keys() - failed.keys():  # what failed is settled with the next commit
+            holding, gone = self._held[partition], set(settlements[partition].entries)
+            holding.pending = [entry for entry in holding.pending if entry not in gone]
+
+    # Leaving
+
+    def _drop(self, partitions: Iterable[int], why: str) -> None:
+        """Forget partitions that are another's, with all that was made of them."""
+        partitions = [p for p in partitions if p in self._held]
+        if not partitions:
+            return
+        log.warning("lost partitions %s: %s", ", ".join(map(str, partitions)), why)
+        if self._commit is not None:  # it leaves out what is no longer held; let it end before the state changes
+            for partition in partitions:
+                self._held.pop(partition, None)
+            self._wait_for_commit()
+        for partition in partitions:
+            self._held.pop(partition, None)
+            self._state = self._state.without_partition(partition)
+        others = ~pl.col("partition").is_in(partitions)
+        self._made = {table: [rows.filter(others) for rows in frames] for table, frames in self._made.items()}
+        self._made = {table: [rows for rows in frames if rows.height] for table, frames in self._made.items()}
+        self._made_rows = sum(rows.height for frames in self._made.values() for rows in frames)
+
+    def _wait_for_commit(self) -> None:
+        deadline = time.monotonic() + self._settings.shutdown_timeout_seconds
+        while self._commit is not None and not self._commit.done() and time.monotonic() < deadline:
+            self._progress = time.monotonic()
+            time.sleep(0.005)
+        if self._commit is not None and self._commit.done():
+            self._finish_commit()
+
+    def _hand_over(self, partitions: Iterable[int]) -> None:
+        """Commit all there is, then release these: the next holder needs no replay but of open windows."""
+        self._raise_alerts()
+        self._wait_for_commit()
+        if self._commit is not None:
+            return  # the committer is stuck: keep them, their leases run out if we stop
+        if (snapshot := self._commit_until_done(self._snapshot())) is not None:
+            self._settle(snapshot)
+        for partition in partitions:
+            holding = self._held.pop(partition, None)
+            if holding is None:
+                continue
+            self._state = self._state.without_partition(partition)
+            try:
+                self._leases.release(partition, holding.token)
+            except (Fenced, Unavailable) as error:
+                log.warning("released nothing: %s", error)
+
+    def _leave(self) -> None:
+        log.info("handing over %d partitions", len(self._held))
+        try:
+            if self._lost:
+                self._drop(list(self._lost), "another holds them")
+            self._hand_over(list(self._held))
+            self._leases.heartbeat(leaving=True)
+        except Unavailable as error:
+            log.warning("left without handing over: %s; the leases run out", error)
