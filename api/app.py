@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 import uvicorn
-from fastapi import FastAPI, Request
+from fastapi import APIRouter, FastAPI, Request
 from fastapi.responses import HTMLResponse, JSONResponse, Response
 from starlette.exceptions import HTTPException
 from starlette.routing import Route
@@ -18,9 +18,12 @@ from api import docs
 from api.endpoint import EventsEndpoint, Receive, Scope, Send
 from api.health import add_health
 from api.ingest import Ingest, Store
+from api.rules import rules_router
 from pipeline.errors import Invalid
 from pipeline.settings import Settings
-from pipeline.stores.connection import connect_async
+from pipeline.stores.alertlog import AlertLog
+from pipeline.stores.connection import connect, connect_async
+from pipeline.stores.rulebook import Rulebook
 from pipeline.stores.streams import Appender
 
 BACKLOG = 2048
@@ -41,8 +44,8 @@ class IngestApp(FastAPI):
             await super().__call__(scope, receive, send)
 
 
-def create_app(settings: Settings, appender: Store) -> FastAPI:
-    """The application over a store. The store is closed with it."""
+def create_app(settings: Settings, appender: Store, rules: APIRouter | None = None) -> FastAPI:
+    """The application over a store, which is closed with it; and the rules' endpoints where there are any."""
     ingest = Ingest(settings, appender)
     endpoint = EventsEndpoint(settings, ingest)
 
@@ -59,6 +62,8 @@ def create_app(settings: Settings, appender: Store) -> FastAPI:
     app = IngestApp(endpoint, title="Telemetry ingest", version="1", lifespan=lifespan, docs_url=None, redoc_url=None)
     app.router.routes.append(Route(docs.EVENTS_PATH, endpoint, methods=["POST"]))  # other methods get their 405 here
     add_health(app, ingest, appender, settings.redis_timeout_seconds)
+    if rules is not None:
+        app.include_router(rules)
     generated = app.openapi
 
     def openapi() -> dict[str, Any]:
@@ -106,14 +111,17 @@ def serve(settings: Settings, listener: socket.socket | None = None, appender: S
 
     Set POLARS_MAX_THREADS=1 in the environment: Polars reads it when it is imported, and its threads cost more here than they save.
     """
+    rules = None
     if appender is None:
         if settings.redis_url is None:
             raise Invalid("PIPELINE_REDIS_URL is not set: which Redis takes the events?")
         client = connect_async(settings.redis_url, settings.redis_timeout_seconds)
         appender = Appender(client, settings.partitions, settings.idempotency_seconds)
+        stores = connect(settings.redis_url, settings.redis_timeout_seconds)
+        rules = rules_router(Rulebook(stores), AlertLog(stores), settings.partitions)
     listener = listener or bind(settings)
     config = uvicorn.Config(
-        create_app(settings, appender),
+        create_app(settings, appender, rules),
         loop="uvloop",
         http="httptools",
         ws="none",

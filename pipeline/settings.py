@@ -6,7 +6,7 @@ Every bound, wait and retry of the system has its field here, with the unit last
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import AliasChoices, Field, ValidationError, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -72,15 +72,16 @@ class Settings(BaseSettings):
     counter_metrics: dict[str, int] = Field(default_factory=dict)  # further metric name patterns -> counter bits (0: gauge)
 
     # Redis
+    embedded_memory_max_mb: Positive = 1024  # of the server that `telemetry up` starts when no URL is set
+    embedded_fsync: Literal["always", "everysec"] = "everysec"
     redis_timeout_seconds: Seconds = 5
     backoff_max_seconds: Seconds = 5
 
     # Maintenance and the lake
     compact_interval_seconds: Seconds = 60
     compact_files_min: Positive = 8
-    vacuum_retention_hours: Annotated[float, Field(ge=0)] = 1
+    vacuum_retention_hours: Annotated[int, Field(ge=1)] = 1
     retention_days: Positive = 400
-    checkpoint_commits: Positive = 10
 
     # Notifier
     notify_retries_max: Positive = 5

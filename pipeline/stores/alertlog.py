@@ -103,3 +103,10 @@ class AlertReader:
     def acknowledge(self, stream: str, entry: bytes) -> None:
         with translated():
             self._redis.xack(stream, self.GROUP, entry)
+
+    @classmethod
+    def all_transitions(cls, client: redis.Redis, partitions: int) -> list[dict]:
+        """Every transition that is kept, whoever has read it; per partition in order."""
+        with translated():
+            streams = [client.xrange(keys.alerts_key(partition)) for partition in range(partitions)]
+        return [json.loads(fields[b"t"]) for stream in streams for _, fields in stream]

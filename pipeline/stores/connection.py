@@ -28,11 +28,11 @@ def stream_key(partition: int) -> str:
     return f"telemetry:{{{partition}}}"
 
 
-def lease_key(partition: int) -> str:
+def lease_key(partition: int | str) -> str:
     return f"lease:{{{partition}}}"
 
 
-def fence_key(partition: int) -> str:
+def fence_key(partition: int | str) -> str:
     return f"fence:{{{partition}}}"
 
 
@@ -69,7 +69,7 @@ def connect_async(url: str, timeout_seconds: float) -> redis.asyncio.Redis:
     return redis.asyncio.Redis.from_url(url, socket_timeout=timeout_seconds, socket_connect_timeout=timeout_seconds, retry=retry)
 
 
-def translate(error: RedisError, partition: int | None = None) -> PipelineError:
+def translate(error: RedisError, partition: int | str | None = None) -> PipelineError:
     """What a Redis error means to the caller: Fenced (stop), or Unavailable (wait and try again)."""
     text = str(error)
     if "FENCED" in text and partition is not None:
@@ -84,7 +84,7 @@ def translate(error: RedisError, partition: int | None = None) -> PipelineError:
 
 
 @contextmanager
-def translated(partition: int | None = None) -> Iterator[None]:
+def translated(partition: int | str | None = None) -> Iterator[None]:
     """Turn Redis errors inside into ours."""
     try:
         yield

@@ -110,6 +110,10 @@ class Lake:
                     raise Unavailable(f"cannot make table {name} under {self.location}: {first_line(error)}") from error
         self.check(semantics, partitions)
 
+    def exists(self) -> bool:
+        """Whether the tables were made."""
+        return DeltaTable.is_deltatable(self._uri("aggregates"), storage_options=self._options)
+
     def check(self, semantics: Semantics, partitions: int) -> None:
         """Invalid where this lake was made with other numbers than these."""
         try:
@@ -339,6 +343,16 @@ def semantics_of_lake(semantics: Semantics) -> dict[str, float]:
         "idle_after_seconds": semantics.idle_after / 1e6,
         "lateness_max_seconds": semantics.lateness_max / 1e6,
     }
+
+
+def lake_settings(location: str) -> dict[str, float]:
+    """The settings that the lake at `location` was made with; empty where there is none."""
+    lake = Lake(location)
+    if not lake.exists():
+        return {}
+    found = json.loads(lake._handle("aggregates").metadata().description or "{}")
+    whole = {"partitions", "window_seconds"}
+    return {name: int(value) if name in whole else value for name, value in found.items() if name != "format"}
 
 
 def first_line(error: BaseException) -> str:

@@ -38,13 +38,13 @@ class Leases:
             owners = pipe.execute()
         return {partition: owner.decode() if owner else None for partition, owner in enumerate(owners)}
 
-    def acquire(self, partition: int) -> int | None:
+    def acquire(self, partition: int | str) -> int | None:
         """The fencing token of the new lease; None where another holds it."""
         with translated(partition):
             token = self._scripts["acquire"](keys=[keys.lease_key(partition), keys.fence_key(partition)], args=[self._owner, self._ttl_ms])
         return None if token is None else int(token)
 
-    def renew(self, leases: Mapping[int, int]) -> dict[int, PipelineError]:
+    def renew(self, leases: Mapping[int | str, int]) -> dict[int | str, PipelineError]:
         """Renew all (partition -> token) in one round trip; what failed, and how: Fenced or Unavailable."""
         pipe = self._redis.pipeline(transaction=False)
         for partition, token in leases.items():
@@ -56,7 +56,7 @@ class Leases:
         failed = {partition: reply for partition, reply in zip(leases, replies, strict=True) if isinstance(reply, RedisError)}
         return {partition: translate(error, partition) for partition, error in failed.items()}
 
-    def release(self, partition: int, token: int) -> None:
+    def release(self, partition: int | str, token: int) -> None:
         """Give the lease back. Fenced: it is another's already."""
         with translated(partition):
             self._scripts["release"](keys=[keys.lease_key(partition)], args=[token])

@@ -189,6 +189,24 @@ class Streams:
         with translated(partition):
             return [_entry(raw) for raw in self._redis.xrange(keys.stream_key(partition), f"({format_id(after)}", "+", count)]
 
+    def outstanding(self, partition: int) -> list[Entry]:
+        """Entries that are not settled: delivered and pending, or not delivered yet. Without a lease and without effect."""
+        key = keys.stream_key(partition)
+        with translated(partition):
+            if not self._redis.exists(key):
+                return []
+            delivered = parse_id(self._redis.xinfo_groups(key)[0]["last-delivered-id"])
+            pending: set[int] = set()
+            after = "-"
+            while page := self._redis.xpending_range(key, GROUP, after, "+", 1000):
+                pending.update(parse_id(item["message_id"]) for item in page)
+                after = f"({page[-1]['message_id'].decode()}"
+            found, last = [], 0
+            while page := self.peek(partition, last, 1000):
+                found += [entry for entry in page if entry.id in pending or entry.id > delivered]
+                last = page[-1].id
+        return found
+
     def accepted(self, partition: int) -> int:
         """Events accepted into this partition since the store was made: taken or set aside."""
         with translated(partition):

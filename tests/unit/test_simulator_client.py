@@ -227,21 +227,31 @@ def test_the_deadline_ends_the_patience(api):
     assert len(api.requests) > 2
 
 
-def test_a_stopped_run_does_not_wait_for_long(api):
-    """Once stopped, what is refused by backpressure is given up after the drain time, and counted as undelivered."""
-    api.behave = lambda request, number: (503, {"Retry-After": "60"}, {})
+def refuses(request: Request, number: int) -> Answer:
+    return 503, {"Retry-After": "60"}, {}
+
+
+def hangs(request: Request, number: int) -> Answer:
+    time.sleep(3)
+    return taken(len(request.events))
+
+
+@pytest.mark.parametrize("behave", [refuses, hangs])
+def test_a_stopped_run_does_not_wait_for_long(api, behave):
+    """Once stopped, a server that refuses or hangs is waited for no longer than the drain time; the rest is undelivered."""
+    api.behave = behave
 
     async def go() -> Sender:
         stop = asyncio.Event()
+        asyncio.get_running_loop().call_later(0.2, stop.set)
         async with Sender(api.url, stop=stop, drain_s=0.2) as sender:
-            await sender.send_events(events(20), "json", 10)
-            asyncio.get_running_loop().call_later(0.2, stop.set)
+            await sender.send_events(events(100), "json", 10)
         return sender
 
     began = time.monotonic()
     counts = asyncio.run(go()).counts
     assert time.monotonic() - began < 2
-    assert (counts.sent, counts.undelivered) == (0, 20)
+    assert (counts.sent, counts.undelivered) == (0, 100)
 
 
 def test_the_token_is_a_bearer_token(api):

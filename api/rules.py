@@ -1,0 +1,75 @@
+"""GET and PUT /v1/rules: the thresholds as they stand, and a new version of them. GET /v1/alerts: what stands now."""
+
+from __future__ import annotations
+
+from fastapi import APIRouter, Request
+from fastapi.responses import JSONResponse, PlainTextResponse, Response
+from starlette.concurrency import run_in_threadpool
+
+from pipeline.errors import Invalid, PipelineError, Unavailable
+from pipeline.notifier import since
+from pipeline.stores.alertlog import AlertLog
+from pipeline.stores.rulebook import DOCUMENT_CHARS_MAX, Rulebook
+
+
+def rules_router(rulebook: Rulebook, alertlog: AlertLog, partitions: int) -> APIRouter:
+    """The endpoints, over stores that are called in a thread."""
+    router = APIRouter(tags=["rules"])
+
+    @router.get("/v1/rules", summary="The rules document as it stands, as YAML; its version is the ETag")
+    async def show(version: int | None = None) -> Response:
+        try:
+            found = await run_in_threadpool(rulebook.get, version)
+        except PipelineError as error:
+            return _failed(error, 404)
+        headers = {"ETag": f'"{found.number}"', "X-Rules-Version": str(found.number)}
+        return PlainTextResponse(found.document, headers=headers, media_type="application/yaml")
+
+    @router.put(
+        "/v1/rules",
+        summary="A new version, from YAML or JSON; valid as a whole or refused, naming line and field",
+        openapi_extra={"requestBody": {"required": True, "content": {"application/yaml": {"schema": {"type": "string"}}}}},
+    )
+    async def change(request: Request) -> Response:
+        body = bytearray()
+        async for chunk in request.stream():
+            body += chunk
+            if len(body) > 4 * DOCUMENT_CHARS_MAX:
+                return _answer(413, "too_large", f"a rules document has at most {DOCUMENT_CHARS_MAX} characters")
+        match = request.headers.get("if-match")
+        try:
+            expected = None if match is None else int(match.strip('"'))
+            document = body.decode()
+        except ValueError:
+            return _answer(400, "not_text", "the document must be UTF-8, and If-Match the number of a version")
+        try:
+            number = await run_in_threadpool(rulebook.set, document, "PUT /v1/rules", only_if_version=expected)
+        except PipelineError as error:
+            return _failed(error, 412 if "somebody else" in str(error) else 422)
+        return JSONResponse({"version": number}, headers={"ETag": f'"{number}"'})
+
+    @router.get("/v1/alerts", summary="Alerts that stand now: pending and firing")
+    async def alerts() -> Response:
+        try:
+            standing = await run_in_threadpool(alertlog.standing, range(partitions))
+        except PipelineError as error:
+            return _failed(error, 503)
+        rows = standing.sort("since").to_dicts()
+        for row in rows:
+            row["severity"] = ("warning", "critical")[row["severity"] - 1]
+            row["phase"] = "firing" if row.pop("firing") else "pending"
+            row["since"] = since(row["since"])
+            del row["time"]
+        return JSONResponse({"alerts": rows})
+
+    return router
+
+
+def _failed(error: PipelineError, status: int) -> JSONResponse:
+    if isinstance(error, Unavailable):
+        return _answer(503, "unavailable", "the rules cannot be reached now", {"Retry-After": "1"})
+    return _answer(status, "invalid" if isinstance(error, Invalid) else "failed", str(error))
+
+
+def _answer(status: int, code: str, message: str, headers: dict[str, str] | None = None) -> JSONResponse:
+    return JSONResponse({"error": {"code": code, "message": message}}, status, headers=headers)

@@ -1,0 +1,323 @@
+"""The `telemetry` command. Each role is a subcommand; so are the questions a person asks of the whole."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import os
+import signal
+import socket
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from pipeline.errors import Invalid, PipelineError
+from pipeline.settings import Settings, load
+
+ROLES = ("simulator", "ingest", "worker", "notifier", "maintenance")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Parse, run, and turn what a user can mend into one line and exit code 2."""
+    args = _parser().parse_args(arguments)
+    try:
+        return args.func(args)
+    except PipelineError as error:
+        print(f"telemetry: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:  # the reader, such as `head`, had enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    from pipeline.deadletters import add_deadletters
+    from pipeline.sql import add_sql
+    from simulator.cli import add_replay, add_simulate
+
+    parser = argparse.ArgumentParser(prog="telemetry", description="Network telemetry from an HTTP POST to a row in SQL, exactly once.")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    up = commands.add_parser("up", help="everything on this machine, with a Redis of its own")
+    _data_argument(up)
+    up.add_argument("--port", type=int, metavar="N", help="of the API; 0: any free (default 8000)")
+    up.add_argument("--window", type=_seconds, metavar="TIME", help="window width, such as 10s or 1m (default 60s, or the lake's)")
+    up.add_argument("--workers", type=int, default=2, metavar="N", help="worker processes (default %(default)s)")
+    up.add_argument("--without", action="append", default=[], choices=ROLES, help="leave a role out; may be repeated")
+    up.add_argument("--for", dest="duration", type=_seconds, metavar="TIME", help="end by itself after this time, and check the books")
+    up.add_argument("--json", action="store_true", help="end with one JSON object on stdout; the rest goes to stderr")
+    up.add_argument("--simulate", default="", metavar="ARGS", help='arguments for the simulator, such as "--rate 5000 --seed 7"')
+    up.set_defaults(func=_up)
+
+    for name, words, run in (
+        ("worker", "a worker: reads, aggregates, raises alerts, commits", _worker),
+        ("maintain", "housekeeping of the lake, by one leader", _maintain),
+    ):
+        role = commands.add_parser(name, help=words)
+        _data_argument(role)
+        role.set_defaults(func=run)
+    ingest = commands.add_parser("ingest", help="the ingest API")
+    ingest.add_argument("--fd", type=int, help=argparse.SUPPRESS)
+    ingest.set_defaults(func=_ingest)
+    notify = commands.add_parser("notify", help="the notifier: alerts to the console")
+    notify.add_argument("--json", action="store_true", help="one JSON object per line")
+    notify.add_argument("--colour", action="store_true", default=None, help="colour also where stdout is no terminal")
+    notify.set_defaults(func=_notify)
+
+    _rules_commands(commands)
+    alerts = commands.add_parser("alerts", help="alerts that stand now")
+    _data_argument(alerts)
+    alerts.add_argument("--json", action="store_true", help="one JSON object per line")
+    alerts.set_defaults(func=_alerts)
+    books = commands.add_parser("books", help="is every accepted event accounted for? exact when nothing moves")
+    _data_argument(books)
+    books.set_defaults(func=_books)
+    check = commands.add_parser("check", help="check the settings, Redis and the lake without starting anything")
+    _data_argument(check)
+    check.set_defaults(func=_check)
+
+    add_sql(commands)
+    add_deadletters(commands)
+    add_simulate(commands)
+    add_replay(commands)
+    return parser
+
+
+def _rules_commands(commands) -> None:
+    rules = commands.add_parser("rules", help="the thresholds: show, set, check, history, diff, rollback")
+    actions = rules.add_subparsers(required=True, metavar="ACTION")
+    show = actions.add_parser("show", help="a version of the document, or the newest")
+    show.add_argument("version", type=int, nargs="?")
+    put = actions.add_parser("set", help="a new version, valid as a whole or refused")
+    put.add_argument("file", type=Path, help="YAML or JSON; - for standard input")
+    put.add_argument("--comment", default="", help="why")
+    check = actions.add_parser("check", help="is this file valid? changes nothing")
+    check.add_argument("file", type=Path)
+    history = actions.add_parser("history", help="all versions")
+    diff = actions.add_parser("diff", help="what changed between two versions")
+    diff.add_argument("old", type=int)
+    diff.add_argument("new", type=int)
+    rollback = actions.add_parser("rollback", help="an earlier version as the new one")
+    rollback.add_argument("version", type=int)
+    runs = {show: _rules_show, put: _rules_set, check: _rules_check, history: _rules_history, diff: _rules_diff, rollback: _rules_rollback}
+    for action, run in runs.items():
+        _data_argument(action)
+        action.set_defaults(func=run)
+
+
+def _data_argument(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--data", type=Path, metavar="DIR", help="the data folder (default: PIPELINE_DATA_DIR, or data)")
+
+
+def _seconds(text: str) -> float:
+    units = {"ms": 0.001, "s": 1, "m": 60, "h": 3600}
+    for unit, factor in units.items():
+        number = text.removesuffix(unit)
+        if number != text and number.replace(".", "", 1).isdigit():
+            return float(number) * factor
+    raise argparse.ArgumentTypeError(f"{text!r} is no time such as 90s, 5m or 1h")
+
+
+def _settings(args: argparse.Namespace, **overrides: object) -> Settings:
+    data = getattr(args, "data", None)
+    return load(**({"data_dir": data} if data else {}), **overrides)
+
+
+def _with_redis(args: argparse.Namespace) -> Settings:
+    """Settings with the Redis that is set, or the one that `telemetry up` runs on this data folder."""
+    from pipeline.stores.embedded import EmbeddedRedis
+
+    settings = _settings(args)
+    if settings.redis_url:
+        return settings
+    embedded = EmbeddedRedis(Path(settings.data_dir) / "redis", settings.embedded_memory_max_mb, settings.embedded_fsync)
+    if not Path(embedded.url.removeprefix("unix://")).exists():
+        raise Invalid(f"no Redis: set REDIS_URL, or run `telemetry up` on {settings.data_dir} first")
+    return settings.model_copy(update={"redis_url": embedded.url})
+
+
+def _log_to_stderr() -> None:
+    managed = bool(os.environ.get("PIPELINE_PARENT_PID"))  # the supervisor adds time and role
+    logging.basicConfig(level=logging.INFO, format="%(message)s" if managed else "%(asctime)s %(name)s %(levelname)s %(message)s")
+    for noisy in ("apscheduler", "httpx", "uvicorn"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
+
+
+def _run_role(role) -> int:
+    """Run an object with run() and stop() until SIGTERM or SIGINT."""
+    from pipeline.supervisor import die_with_parent
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: role.stop())
+    die_with_parent(role.stop)
+    role.run()
+    return 0
+
+
+def _up(args: argparse.Namespace) -> int:
+    import shlex
+
+    from pipeline.stores.lake import lake_settings
+    from pipeline.supervisor import Supervisor
+
+    overrides: dict[str, object] = {} if args.port is None else {"api_port": args.port}
+    settings = _settings(args, **overrides)
+    if args.window is not None:
+        # Short windows ask for a shorter patience too, unless it is set.
+        patience = {"disorder_seconds": args.window / 2, "idle_after_seconds": args.window * 1.5, "tick_interval_seconds": args.window / 5}
+        chosen = {name: value for name, value in patience.items() if name not in settings.model_fields_set}
+        if args.window != int(args.window) or args.window < 1:
+            raise Invalid(f"--window {args.window:g}s: must be a whole number of seconds, at least 1")
+        settings = _settings(args, window_seconds=int(args.window), **chosen, **overrides)
+    elif found := lake_settings(settings.lake):
+        kept = {name: value for name, value in found.items() if name not in settings.model_fields_set}
+        settings = _settings(args, **kept, **overrides)
+    _log_to_stderr()
+    supervisor = Supervisor(
+        settings, without=set(args.without), workers=args.workers, simulate=shlex.split(args.simulate), as_json=args.json,
+        duration_seconds=args.duration,
+    )  # fmt: skip
+    return supervisor.run()
+
+
+def _worker(args: argparse.Namespace) -> int:
+    from pipeline.worker import Worker
+
+    _log_to_stderr()
+    return _run_role(Worker(_with_redis(args)))
+
+
+def _maintain(args: argparse.Namespace) -> int:
+    from pipeline.maintenance import Maintenance
+
+    _log_to_stderr()
+    return _run_role(Maintenance(_with_redis(args)))
+
+
+def _ingest(args: argparse.Namespace) -> int:
+    os.environ.setdefault("POLARS_MAX_THREADS", "1")
+    from api.app import serve
+    from pipeline.supervisor import die_with_parent
+
+    _log_to_stderr()
+    die_with_parent(lambda: os.kill(os.getpid(), signal.SIGTERM))
+    return serve(_with_redis(args), socket.socket(fileno=args.fd) if args.fd is not None else None)
+
+
+def _notify(args: argparse.Namespace) -> int:
+    from pipeline.notifier import ConsoleSink, Notifier
+
+    _log_to_stderr()
+    colour = sys.stdout.isatty() if args.colour is None else args.colour
+    return _run_role(Notifier(_with_redis(args), [ConsoleSink(as_json=args.json, colour=colour)]))
+
+
+def _rulebook(args: argparse.Namespace):
+    from pipeline.stores.connection import connect
+    from pipeline.stores.rulebook import Rulebook
+
+    settings = _with_redis(args)
+    return Rulebook(connect(settings.redis_url, settings.redis_timeout_seconds))
+
+
+def _read(path: Path) -> str:
+    try:
+        return sys.stdin.read() if str(path) == "-" else path.read_text()
+    except (OSError, UnicodeDecodeError) as error:
+        raise Invalid(f"cannot read {path}: {getattr(error, 'strerror', None) or 'it is not UTF-8 text'}") from None
+
+
+def _rules_show(args: argparse.Namespace) -> int:
+    print(_rulebook(args).get(args.version).document, end="")
+    return 0
+
+
+def _rules_set(args: argparse.Namespace) -> int:
+    number = _rulebook(args).set(_read(args.file), args.comment or f"set from {args.file.name}")
+    print(f"version {number}; workers apply it within seconds")
+    return 0
+
+
+def _rules_check(args: argparse.Namespace) -> int:
+    from pipeline.stores.rulebook import read_document
+
+    print(f"{args.file}: {len(read_document(_read(args.file)).rules)} rules, valid")
+    return 0
+
+
+def _rules_history(args: argparse.Namespace) -> int:
+    for version in _rulebook(args).history():
+        print(f"{version.number:>4}  {version.created_at}  {version.comment}")
+    return 0
+
+
+def _rules_diff(args: argparse.Namespace) -> int:
+    print(_rulebook(args).diff(args.old, args.new), end="")
+    return 0
+
+
+def _rules_rollback(args: argparse.Namespace) -> int:
+    print(f"version {_rulebook(args).rollback(args.version)} is a copy of version {args.version}; workers apply it within seconds")
+    return 0
+
+
+def _alerts(args: argparse.Namespace) -> int:
+    from pipeline.core.rules import SEVERITIES
+    from pipeline.notifier import describe
+    from pipeline.stores.alertlog import AlertLog
+    from pipeline.stores.connection import connect
+
+    settings = _with_redis(args)
+    log = AlertLog(connect(settings.redis_url, settings.redis_timeout_seconds))
+    rows = log.standing(range(settings.partitions)).sort("severity", "since", descending=[True, False]).to_dicts()
+    for row in rows:
+        row["severity"] = SEVERITIES[row["severity"] - 1]
+        row["phase"] = "firing" if row.pop("firing") else "pending"
+        print(json.dumps(row) if args.json else f"{row['phase']:8} {describe(row)}")
+    if not rows and not args.json:
+        print("nothing fires")
+    return 0
+
+
+def _books(args: argparse.Namespace) -> int:
+    from pipeline.books import balance
+    from pipeline.stores.connection import connect
+    from pipeline.stores.lake import Lake
+    from pipeline.worker import semantics_of
+
+    settings = _with_redis(args)
+    client = connect(settings.redis_url, settings.redis_timeout_seconds)
+    books = balance(client, Lake(settings.lake), semantics_of(settings), settings.partitions)
+    print(json.dumps(books))
+    return 0 if books["balanced"] else 1
+
+
+def _check(args: argparse.Namespace) -> int:
+    from pipeline.stores.connection import check_server, connect, redact
+    from pipeline.stores.lake import Lake
+    from pipeline.worker import semantics_of
+
+    settings = _settings(args)
+    semantics = semantics_of(settings)
+    print("settings: valid")
+    if settings.redis_url:
+        for warning in check_server(connect(settings.redis_url, settings.redis_timeout_seconds)):
+            print(f"redis: {warning}")
+        print(f"redis: usable ({redact(settings.redis_url)})")
+    else:
+        print("redis: none set; `telemetry up` starts its own")
+    lake = Lake(settings.lake)
+    if lake.exists():
+        lake.check(semantics, settings.partitions)
+        print(f"lake: readable ({settings.lake})")
+    else:
+        print(f"lake: none yet at {settings.lake}; the first worker makes it")
+    return 0
+
+
+
+if __name__ == "__main__":
+    sys.exit(main())

