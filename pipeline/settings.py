@@ -38,7 +38,6 @@ class Settings(BaseSettings):
     lateness_max_seconds: Seconds = 86_400
     tick_interval_seconds: Seconds = 5
     counter_gap_seconds: Seconds = 300
-    series_ttl_seconds: Seconds = 7 * 86_400
     open_rows_max: Positive = 2_000_000  # per partition
 
     # Worker
@@ -92,8 +91,6 @@ class Settings(BaseSettings):
             raise ValueError("group_events_max must not exceed ingest_queue_events_max")
         if self.body_events_max > self.ingest_queue_events_max:
             raise ValueError("body_events_max must not exceed ingest_queue_events_max")
-        if self.series_ttl_seconds <= self.idle_after_seconds + self.window_seconds:
-            raise ValueError("series_ttl_seconds must exceed idle_after_seconds + window_seconds")
         return self
 
     @property

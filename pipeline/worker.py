@@ -52,7 +52,6 @@ def semantics_of(settings: Settings) -> Semantics:
             lateness_max=int(settings.lateness_max_seconds * 1e6),
             open_rows_max=settings.open_rows_max,
             counter_gap=int(settings.counter_gap_seconds * 1e6),
-            series_ttl=int(settings.series_ttl_seconds * 1e6),
         )
     except ValueError as error:
         raise Invalid(f"settings: {error}") from None

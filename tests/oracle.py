@@ -39,8 +39,6 @@ class Oracle:
             samples = dict(raw)  # a repeat in an open window: last wins
             times = sorted(samples)
             before, increase = self.last.get(key[:2]), None
-            if before is not None and times[0] - before[0] > self.semantics.series_ttl:
-                before = None
             for time in times:
                 if before is not None:
                     change = samples[time] - before[1]

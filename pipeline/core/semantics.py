@@ -21,7 +21,6 @@ class Semantics:
     lateness_max: int  # older than this, behind its device's newest event, and an event becomes a dead letter
     open_rows_max: int  # open rows of one partition
     counter_gap: int  # samples of a counter further apart have a gap between them
-    series_ttl: int  # event time after which the last sample of a series no longer counts as its previous one
 
     def __post_init__(self) -> None:
         if self.lateness_max < self.disorder + self.width:

@@ -120,10 +120,10 @@ def _statistics(rows: pl.DataFrame, *, quantiles: bool = True) -> pl.DataFrame:
 def _with_steps(rows: pl.DataFrame, before: pl.DataFrame, semantics: Semantics) -> pl.DataFrame:
     same = pl.col("series") == pl.col("series").shift(1)
     rows = rows.join(before, on="series", how="left", maintain_order="left")
-    usable = pl.col("event_time") - pl.col("before_time") <= semantics.series_ttl
     rows = rows.with_columns(
-        pl.when(same).then(pl.col(name).shift(1)).when(usable).then(pl.col(f"before_{name}")).alias(f"before_{name}") for name in ("value", "exact")
-    ).with_columns(before_time=pl.when(same).then(pl.col("event_time").shift(1)).when(usable).then(pl.col("before_time")))
+        pl.when(same).then(pl.col(column).shift(1)).otherwise(pl.col(f"before_{name}")).alias(f"before_{name}")
+        for name, column in (("value", "value"), ("exact", "exact"), ("time", "event_time"))
+    )
     if rows["exact"].null_count() == rows.height and rows["before_exact"].null_count() == rows.height:
         return rows.with_columns(counters.step_columns(semantics.counter_gap))
     beyond = pl.col("exact").is_not_null() | pl.col("before_exact").is_not_null()

@@ -19,10 +19,12 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import httpx
+import polars as pl
 import pytest
 import redis
 import uvicorn
 
+from api import endpoint, ingest
 from api.app import bind, create_app
 from pipeline.core.partitions import partition_of
 from pipeline.errors import Invalid, Unavailable
@@ -101,6 +103,7 @@ class Api:
         self.port = listener.getsockname()[1]
         self.url = f"http://127.0.0.1:{self.port}/v1/events"
         app = create_app(self.settings, store)
+        self.ingest = app.state.ingest
         self.server = uvicorn.Server(uvicorn.Config(app, log_level="critical", http="httptools", lifespan="on"))
         self.thread = threading.Thread(target=self.server.run, kwargs={"sockets": [listener]})
         self.thread.start()
@@ -326,6 +329,119 @@ def test_the_same_key_at_the_same_time_waits_for_the_first(api):
         each.join()
     assert Counter(each.headers.get("idempotent-replay") for each in answers[1:]) == {None: 1, "true": 4}
     assert len(api.store.events()) == 1
+
+
+# ---- bodies that break the machinery ---------------------------------------------------------------------------------------------
+
+
+def at_once(api: Api, bodies: Sequence[dict]) -> list[httpx.Response]:
+    """Post bodies (arguments of httpx.post) together, so that they share a group: the gate is up until all of them wait."""
+    answers: list[httpx.Response | None] = [None] * len(bodies)
+
+    def post(number: int) -> None:
+        answers[number] = httpx.post(api.url, timeout=10, **bodies[number])
+
+    api.store.gate.set()
+    first = threading.Thread(target=httpx.post, args=(api.url,), kwargs={"json": {**EVENT, "device": "first"}, "timeout": 10})
+    first.start()
+    until(lambda: api.store.appends)
+    threads = [threading.Thread(target=post, args=(number,)) for number in range(len(bodies))]
+    for number, thread in enumerate(threads, 1):  # one after the other, so that the order in the group is known
+        thread.start()
+        until(lambda number=number: api.ingest.waiting() >= number)
+    api.store.gate.clear()
+    for thread in (first, *threads):
+        thread.join(10)
+    assert None not in answers
+    return answers
+
+
+def devices(data: list | pl.DataFrame) -> list[str]:
+    """The devices of a decoded body."""
+    return data["device"].unique().to_list() if isinstance(data, pl.DataFrame) else [event.device for event in data]
+
+
+class Fuse:
+    """`api.ingest.build` that breaks on a group for which `blows` holds."""
+
+    def __init__(self, monkeypatch, error: type[BaseException], blows: Callable[[set[str]], bool]) -> None:
+        self.blown = 0
+        real = ingest.build
+
+        def build(bodies, *rest):
+            if blows({device for body in bodies for device in devices(body.data)}):
+                self.blown += 1
+                raise error("injected: redis://user:secret@host")
+            return real(bodies, *rest)
+
+        monkeypatch.setattr(ingest, "build", build)
+
+
+ERRORS = [RuntimeError, pl.exceptions.PanicException]  # the second is no Exception
+
+
+@pytest.mark.parametrize("count", [1, 600], ids=["on the loop", "beside the loop"])
+@pytest.mark.parametrize("error_type", ERRORS)
+def test_a_body_that_breaks_its_group_costs_no_other(api, monkeypatch, error_type, count):
+    """It alone is refused; its neighbours' rows are all there, once and in order, and the service goes on."""
+    fuse = Fuse(monkeypatch, error_type, lambda found: "poison" in found)
+    bodies = [[{**EVENT, "device": "poison" if number == 3 else "same", "value": number + 0.5}] * count for number in range(6)]
+    answers = at_once(api, [{"json": rows} for rows in bodies])
+    assert [each.status_code for each in answers] == [202, 202, 202, 422, 202, 202]
+    assert error(answers[3]) == (422, "unprocessable", "the body could not be processed")
+    values = [row["value"] for row in api.store.events() if row["device"] == "same"]
+    assert values == [number + 0.5 for number in (0, 1, 2, 4, 5) for _ in range(count)]
+    assert fuse.blown > 1
+    assert api.post(EVENT).status_code == 202 and api.client.get("/healthz").status_code == 200
+    assert api.post({**EVENT, "device": "poison"}, key="k").status_code == 422
+
+
+@pytest.mark.parametrize("error_type", ERRORS)
+def test_bodies_that_break_only_together_are_all_taken(api, monkeypatch, error_type):
+    fuse = Fuse(monkeypatch, error_type, lambda found: {"a", "b"} <= found)
+    answers = at_once(api, [{"json": {**EVENT, "device": name}} for name in "xaybz"])
+    assert [each.status_code for each in answers] == [202] * 5 and fuse.blown
+    assert sorted(row["device"] for row in api.store.events()) == ["a", "b", "first", "x", "y", "z"]
+
+
+def test_a_lack_of_memory_is_not_the_body_s_fault(api, monkeypatch):
+    Fuse(monkeypatch, MemoryError, lambda found: "r1" in found)
+    response = api.post(EVENT)
+    assert error(response)[:2] == (503, "unavailable") and response.headers["retry-after"] == "1"
+
+
+@pytest.mark.parametrize("error_type", ERRORS)
+def test_a_store_that_breaks_is_answered_with_503_and_tried_again(api, monkeypatch, error_type):
+    async def broken(groups):
+        raise error_type("injected: redis://user:secret@host")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(api.store, "append", broken)
+        for key in (None, "k"):
+            response = api.post(EVENT, key=key)
+            assert error(response) == (503, "unavailable", "events cannot be stored now") and response.headers["retry-after"] == "1"
+    assert api.post(EVENT, key="k").status_code == 202 and len(api.store.events()) == 1
+
+
+@pytest.mark.parametrize("error_type", ERRORS)
+@pytest.mark.parametrize("size", [1, 5000], ids=["on the loop", "beside the loop"])
+def test_a_body_that_breaks_the_decoder_is_refused(api, monkeypatch, error_type, size):
+    def broken(*_):
+        raise error_type("injected: /home/somebody")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(endpoint, "decode", broken)
+        assert error(api.post(spread(size))) == (422, "unprocessable", "the body could not be processed")
+    assert api.post(spread(size)).status_code == 202
+
+
+def test_a_flusher_that_has_died_is_told_and_holds_nobody(api, monkeypatch):
+    """Whatever kills it: what comes then is refused at once, and the process says that it is not well."""
+    with monkeypatch.context() as patch:
+        patch.setattr(api.ingest, "_take", lambda: 1 / 0)
+        assert error(api.post(EVENT))[:2] == (503, "unavailable")
+    assert error(api.post(EVENT))[:2] == (503, "unavailable")
+    assert api.client.get("/healthz").status_code == 503
 
 
 # ---- health, docs, stop ----------------------------------------------------------------------------------------------------------

@@ -21,7 +21,7 @@ from tests.oracle import Oracle
 
 S = 1_000_000
 SEMANTICS = Semantics(
-    width=10 * S, disorder=4 * S, idle_after=12 * S, lateness_max=60 * S, open_rows_max=25, counter_gap=300 * S, series_ttl=86_400 * S
+    width=10 * S, disorder=4 * S, idle_after=12 * S, lateness_max=60 * S, open_rows_max=25, counter_gap=300 * S
 )
 RULES = parse(
     {

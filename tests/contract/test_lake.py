@@ -1,0 +1,128 @@
+"""The lake's fence and its recovery, on real Delta tables."""
+
+from __future__ import annotations
+
+import polars as pl
+import pytest
+
+from pipeline.core.batch import State, step
+from pipeline.core.recovery import LAST_ROWS
+from pipeline.errors import Fenced, Invalid
+from pipeline.stores.lake import TABLES, Lake
+from tests.properties.test_step import RULES, SEMANTICS, batch
+
+
+def rows_of(start=1_700_000_000, device="a", partition=0, value=3):
+    entries = [(start + t, [(device, "x", start + t, value)]) for t in range(0, 60, 3)] + [(start + 200, [])]
+    state, output = step(State(), batch(entries, partition), RULES, SEMANTICS)
+    return output.aggregates, state.positions[partition]
+
+
+@pytest.fixture
+def lake(tmp_path):
+    made = Lake(str(tmp_path / "lake"))
+    made.create(SEMANTICS, 4)
+    return made
+
+
+def other(lake):
+    return Lake(lake.location)
+
+
+def test_rows_and_positions_are_one_commit(lake):
+    rows, position = rows_of()
+    lake.commit("aggregates", rows, {0: position}, {0: -1})
+    assert other(lake).positions("aggregates", range(2)) == {0: position, 1: -1}
+    assert other(lake).counts()["aggregated"] == rows["count"].sum()
+
+
+def test_a_writer_that_is_behind_is_fenced_and_writes_nothing(lake):
+    """Also from a handle opened before the other commit, and with a position that is larger than the other's."""
+    zombie = other(lake)
+    zombie.positions("aggregates", range(4))
+    rows, position = rows_of()
+    lake.commit("aggregates", rows, {0: position}, {0: -1})
+    for at in (position - 1, position, position + 5):
+        with pytest.raises(Fenced, match="another worker has written"):
+            zombie.commit("aggregates", rows, {0: at}, {0: -1})
+        with pytest.raises(Fenced):
+            other(lake).commit("aggregates", rows, {0: at}, {0: -1})
+    assert lake.counts()["windows"] == rows.height
+
+
+def test_writers_of_other_partitions_do_not_hinder_each_other(lake):
+    rows, position = rows_of()
+    more, position_1 = rows_of(device="b", partition=1)
+    second = other(lake)
+    second.positions("aggregates", range(4))
+    lake.commit("aggregates", rows, {0: position}, {0: -1})
+    second.commit("aggregates", more, {1: position_1}, {1: -1})
+    lake.commit("aggregates", rows, {0: position + 1}, {0: position})
+    assert lake.positions("aggregates", range(2)) == {0: position + 1, 1: position_1}
+
+
+def test_a_lost_reply_is_settled_by_comparison(lake, monkeypatch):
+    """The commit came through, its reply did not: no second commit, no error."""
+    import pipeline.stores.lake as module
+
+    real, calls = module.write_deltalake, []
+
+    def write_and_lose(*arguments, **options):
+        calls.append(1)
+        real(*arguments, **options)
+        raise OSError("the reply got lost")
+
+    monkeypatch.setattr(module, "write_deltalake", write_and_lose)
+    rows, position = rows_of()
+    lake.commit("aggregates", rows, {0: position}, {0: -1})
+    assert calls == [1] and lake.counts()["windows"] == rows.height
+
+
+def test_last_rows_are_the_same_with_and_without_the_series_table(lake):
+    """However far the `series` table is behind, and over compaction and vacuum."""
+    position = -1
+    for start in (1_700_000_000, 1_700_000_300, 1_700_000_600):
+        for device in ("a", "b"):
+            rows, at = rows_of(start, device)
+            lake.commit("aggregates", rows, {0: at + (device == "b")}, {0: position})
+            position = at + (device == "b")
+        plain = lake.last_rows([0], SEMANTICS)[0].sort(pl.col("device").cast(pl.String))
+        if start != 1_700_000_300:
+            assert lake.refresh_series(SEMANTICS) == 2
+        assert lake.last_rows([0], SEMANTICS)[0].sort(pl.col("device").cast(pl.String)).equals(plain)
+    assert plain.height == 2 and plain.schema == LAST_ROWS
+    assert lake.compact("aggregates", 2) > 0
+    assert lake.last_rows([0], SEMANTICS)[0].sort(pl.col("device").cast(pl.String)).equals(plain)
+    for table in TABLES:
+        lake.checkpoint(table)
+        lake.vacuum(table, 0)
+    assert other(lake).last_rows([0], SEMANTICS)[0].sort(pl.col("device").cast(pl.String)).equals(plain)
+
+
+def test_compaction_beside_a_writer_loses_nothing(lake):
+    position, total = -1, 0
+    for n in range(6):
+        rows, at = rows_of(1_700_000_000 + 300 * n)
+        lake.commit("aggregates", rows, {0: at}, {0: position})
+        position, total = at, total + rows.height
+        other(lake).compact("aggregates", 2)
+    assert other(lake).counts()["windows"] == total
+
+
+def test_a_lake_of_other_numbers_is_refused_in_one_line(lake):
+    with pytest.raises(Invalid, match=r"was made with PIPELINE_PARTITIONS=4, not 5: set that, or choose another --data"):
+        other(lake).create(SEMANTICS, 5)
+
+
+def test_a_folder_that_cannot_be_written_is_said_in_one_line(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(Invalid, match="cannot write to"):
+        Lake(str(tmp_path / "file" / "lake")).create(SEMANTICS, 4)
+
+
+def test_old_days_expire(lake):
+    rows, position = rows_of()
+    lake.commit("aggregates", rows, {0: position}, {0: -1})
+    assert lake.expire("aggregates", "2023-01-01") == 0
+    assert lake.expire("aggregates", "2024-01-01") == rows.height
+    assert lake.counts()["windows"] == 0

@@ -1,0 +1,211 @@
+"""Real parts on free ports: a redis-server, the API and workers as processes, a lake in a folder. Ended by pid, always."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import duckdb
+import httpx
+import polars as pl
+
+from pipeline.books import balance
+from pipeline.settings import load
+from pipeline.stores.connection import connect, stream_key
+from pipeline.stores.embedded import EmbeddedRedis
+from pipeline.stores.lake import Lake
+from pipeline.worker import semantics_of
+
+SETTINGS = {"PIPELINE_WINDOW_SECONDS": "10", "PIPELINE_DISORDER_SECONDS": "5", "PIPELINE_IDLE_AFTER_SECONDS": "120", "POLARS_MAX_THREADS": "1"}
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def eventually(holds: Callable[[], bool], seconds: float, what: str) -> None:
+    """Wait until something holds; say what did not."""
+    deadline = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < deadline, f"not within {seconds} s: {what}"
+        time.sleep(0.05)
+
+
+class Stack:
+    """One pipeline under `folder`. Use as a context manager."""
+
+    def __init__(self, folder: Path, fsync: str = "always", **settings: str) -> None:
+        self.folder = folder
+        self.port = free_port()
+        self.redis_port = free_port()
+        self.fsync = fsync
+        self.redis: subprocess.Popen | None = None
+        self.api: subprocess.Popen | None = None
+        self.workers: list[subprocess.Popen] = []
+        self.others: list[subprocess.Popen] = []
+        self.environment = {
+            **{k: v for k, v in os.environ.items() if not k.startswith("PIPELINE_")},
+            **SETTINGS,
+            **settings,
+            "PIPELINE_REDIS_URL": f"redis://127.0.0.1:{self.redis_port}",
+            "PIPELINE_DATA_DIR": str(folder / "data"),
+            "PIPELINE_API_PORT": str(self.port),
+        }
+        names = {k.removeprefix("PIPELINE_").lower(): v for k, v in self.environment.items() if k.startswith("PIPELINE_")}
+        self.settings = load(**names)
+        self.semantics = semantics_of(self.settings)
+
+    def __enter__(self) -> Stack:
+        (self.folder / "redis").mkdir(parents=True, exist_ok=True)
+        (self.folder / "logs").mkdir(parents=True, exist_ok=True)
+        self.start_redis()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for process in [*self.workers, *self.others, self.api, self.redis]:
+            if process is not None and process.poll() is None:
+                process.send_signal(signal.SIGCONT)
+                process.kill()
+                process.wait()
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    @property
+    def client(self):
+        return connect(self.settings.redis_url, 5)
+
+    def lake(self) -> Lake:
+        return Lake(self.settings.lake)
+
+    def start_redis(self) -> None:
+        log = (self.folder / "logs" / "redis.log").open("ab")
+        self.redis = subprocess.Popen(
+            [EmbeddedRedis.binary(), "--port", str(self.redis_port), "--bind", "127.0.0.1", "--dir", str(self.folder / "redis"),
+             "--appendonly", "yes", "--appendfsync", self.fsync, "--save", "", "--maxmemory-policy", "noeviction"],
+            stdout=log, stderr=log, stdin=subprocess.DEVNULL,
+        )  # fmt: skip
+        eventually(self._redis_answers, 20, "Redis answers")
+
+    def _redis_answers(self) -> bool:
+        try:
+            return connect(self.settings.redis_url, 1).ping()
+        except Exception:
+            return False
+
+    def kill_redis(self) -> None:
+        self.redis.kill()
+        self.redis.wait()
+
+    def spawn(self, *arguments: str, **extra: str) -> subprocess.Popen:
+        """A `telemetry` subcommand as a process; what it says goes to logs/."""
+        number = len(list((self.folder / "logs").iterdir()))
+        log = (self.folder / "logs" / f"{number:02}-{arguments[0]}.log").open("ab")
+        command = [sys.executable, "-m", "pipeline", *arguments]
+        return subprocess.Popen(command, env={**self.environment, **extra}, stdout=log, stderr=log, stdin=subprocess.DEVNULL, cwd=self.folder)
+
+    def start_worker(self, **extra: str) -> subprocess.Popen:
+        worker = self.spawn("worker", **extra)
+        self.workers.append(worker)
+        return worker
+
+    def start_api(self) -> None:
+        self.api = self.spawn("ingest")
+
+    def wait_ready(self, seconds: float = 30) -> None:
+        def ready() -> bool:
+            try:
+                return httpx.get(f"{self.url}/readyz", timeout=2).status_code == 200
+            except httpx.HTTPError:
+                return False
+
+        eventually(ready, seconds, "the API is ready")
+
+    def start(self, workers: int = 1) -> None:
+        for _ in range(workers):
+            self.start_worker()
+        self.start_api()
+        self.wait_ready()
+
+    def telemetry(self, *arguments: str, timeout: float = 120) -> subprocess.CompletedProcess:
+        """Run a `telemetry` command to its end."""
+        command = [sys.executable, "-m", "pipeline", *arguments]
+        return subprocess.run(command, env=self.environment, capture_output=True, text=True, timeout=timeout, cwd=self.folder)
+
+    def post(self, events: list[dict], **headers: str) -> httpx.Response:
+        return httpx.post(f"{self.url}/v1/events", json=events, headers=headers, timeout=10)
+
+    def drained(self) -> bool:
+        """Every entry is delivered and settled; ticks may go on."""
+        for partition in range(self.settings.partitions):
+            if any(entry.event_count or entry.dead_letter_count for entry in self._outstanding(partition)):
+                return False
+        return True
+
+    def _outstanding(self, partition: int):
+        from pipeline.stores.streams import Streams
+
+        return Streams(self.client).outstanding(partition)
+
+    def books(self) -> dict:
+        return balance(self.client, self.lake(), self.semantics, self.settings.partitions)
+
+    def aggregates(self) -> pl.DataFrame:
+        """The `aggregates` view, through DuckDB, as a user reads it."""
+        return self.sql("SELECT * FROM aggregates")
+
+    def sql(self, query: str) -> pl.DataFrame:
+        from pipeline.stores.catalog import open_catalog, write_catalog
+
+        path = self.folder / "data" / "catalog.duckdb"
+        write_catalog(path)
+        with open_catalog(self.folder / "data") as connection:
+            return connection.execute(query).pl()
+
+    def stream_length(self) -> int:
+        return sum(self.client.xlen(stream_key(partition)) for partition in range(self.settings.partitions))
+
+    def logs(self) -> str:
+        return "\n".join(f"== {path.name}\n{path.read_text(errors='replace')[-3000:]}" for path in sorted((self.folder / "logs").iterdir()))
+
+
+def replay(stack: Stack, files: list[Path], *extra: str) -> dict:
+    """`telemetry replay` to its end; its summary."""
+    done = stack.telemetry("replay", *map(str, files), "--url", stack.url, "--json", *extra, timeout=600)
+    assert done.returncode == 0, done.stderr[-2000:]
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def recorded(files: list[Path], width_seconds: int, counters: str) -> duckdb.DuckDBPyRelation:
+    """What a plain GROUP BY over the recordings says of every (series, window). `counters`: SQL for "is a counter"."""
+    connection = duckdb.connect()
+    paths = ", ".join(f"'{file}'" for file in files)
+    return connection.sql(f"""
+        WITH events AS (
+            SELECT device, coalesce(interface, '') AS interface, metric, epoch_ms(timestamp) AS ms, value
+            FROM read_parquet([{paths}], union_by_name = true, file_row_number = true, filename = true)
+            QUALIFY row_number() OVER (PARTITION BY device, interface, metric, ms ORDER BY filename DESC, file_row_number DESC) = 1
+        ), steps AS (
+            SELECT *, ms // ({width_seconds} * 1000) * {width_seconds} * 1000 AS window_ms,
+                   value - lag(value) OVER (PARTITION BY device, interface, metric ORDER BY ms) AS step
+            FROM events
+        )
+        SELECT device, interface, metric, window_ms, count(*) AS n, sum(value) AS total, min(value) AS least, max(value) AS most,
+               sum(CASE WHEN {counters} THEN CASE WHEN step < 0 THEN value ELSE step END END) AS increase
+        FROM steps GROUP BY ALL
+    """)
+
+
+def remove(folder: Path) -> None:
+    shutil.rmtree(folder, ignore_errors=True)
