@@ -33,7 +33,7 @@ from pipeline.stores.connection import check_server, connect
 from pipeline.stores.entries import to_batch
 from pipeline.stores.lake import SIDE_TABLES, Lake
 from pipeline.stores.leases import Leases
-from pipeline.stores.rulebook import Rulebook
+from pipeline.stores.rulebook import Rulebook, read_document
 from pipeline.stores.streams import Entry, Settlement, Streams
 
 log = logging.getLogger("worker")
@@ -94,11 +94,12 @@ class Worker:
         self._lake = Lake(settings.lake, settings.commit_retries_max)  # the committer's
         self._reading_lake = Lake(settings.lake, settings.commit_retries_max)  # recovery's
         self._rules = Rules()
+        self._document: str | None = None  # the text of these rules: a Redis that lost its memory gets it back
         self._state = State()
         self._held: dict[int, Holding] = {}
         self._made: dict[str, list[pl.DataFrame]] = {table: [] for table in COMMIT_ORDER}
         self._made_rows = 0
-        self._lost: dict[int, str] = {}  # partitions found fenced by another thread, and why
+        self._lost: dict[int, tuple[int, str]] = {}  # partitions found fenced, by whichever thread: under which token, and why
         self._stopping = threading.Event()
         self._progress = time.monotonic()
         self._committer = ThreadPoolExecutor(1, "commit")
@@ -148,7 +149,6 @@ class Worker:
                 for warning in check_server(self._client):
                     log.warning(warning)
                 self._lake.create(self._semantics, self._settings.partitions)
-                self._rulebook.set_default()
                 self._reload_rules()
                 return
             except Unavailable as error:
@@ -164,9 +164,15 @@ class Worker:
     def _reload_rules(self) -> None:
         """Pick up a new version; the main loop swaps it in between two micro-batches. A bad one changes nothing."""
         try:
-            if self._rulebook.version() != self._rules.version:
-                self._rules = self._rulebook.rules()
-                log.info("rules version %d", self._rules.version)
+            if self._document is None:
+                self._rulebook.set_default()
+            elif self._rulebook.version() == 0:
+                self._rulebook.restore(self._document)
+            newest = self._rulebook.get()
+            if (newest.number, newest.document) != (self._rules.version, self._document):
+                self._rules = read_document(newest.document, newest.number)
+                self._document = newest.document
+                log.info("rules version %d", newest.number)
         except PipelineError as error:
             log.warning("rules stay at version %d: %s", self._rules.version, error)
 
@@ -177,7 +183,7 @@ class Worker:
             leases = {partition: holding.token for partition, holding in list(self._held.items())}
             for partition, error in self._leases.renew(leases).items() if leases else ():
                 if isinstance(error, Fenced):
-                    self._lost[partition] = str(error)
+                    self._lost[partition] = (leases[partition], str(error))
 
     def _membership(self) -> None:
         """Take and give back partitions, so that each live worker holds its fair share."""
@@ -192,6 +198,9 @@ class Worker:
             self._hand_over(give)
         tokens = {partition: token for partition in wanted.acquire if (token := self._leases.acquire(partition)) is not None}
         if tokens:
+            # A partition that we believed to hold was free: its lease ran out, or Redis lost its memory. What was made
+            # of it since belongs to an epoch that is over.
+            self._drop(tokens, "the lease was gone")
             self._recover(tokens)
 
     def _recover(self, tokens: dict[int, int]) -> None:
@@ -265,9 +274,7 @@ class Worker:
 
     def _turn(self) -> bool:
         """One round: membership, read, step, alerts, commit. True: there was as much as could be read, go on at once."""
-        if self._lost:
-            lost, self._lost = self._lost, {}
-            self._drop(lost, "; ".join(sorted(set(lost.values()))))
+        self._drop_lost()
         self._membership()
         full = False
         if self._made_rows < self._settings.uncommitted_rows_max:
@@ -292,7 +299,7 @@ class Worker:
         for partition, reply in replies.items():
             holding = self._held[partition]
             if isinstance(reply, Fenced):
-                self._lost[partition] = str(reply)
+                self._lost[partition] = (holding.token, str(reply))
             elif isinstance(reply, PipelineError):
                 failed = reply
                 holding.reread_after = max(self._state.positions[partition], holding.pending[-1] if holding.pending else 0)
@@ -346,7 +353,7 @@ class Worker:
             try:
                 self._alertlog.apply(partition, holding.token, position, holding.alerts, after, holding.transitions)
             except Fenced as error:
-                self._lost[partition] = str(error)
+                self._lost[partition] = (holding.token, str(error))
                 continue
             holding.alerts, holding.transitions = after, []
 
@@ -359,7 +366,7 @@ class Worker:
             try:
                 self._streams.tick(partition, holding.token, int(interval * 1000))
             except Fenced as error:
-                self._lost[partition] = str(error)
+                self._lost[partition] = (holding.token, str(error))
 
     # Commit and settle
 
@@ -421,7 +428,7 @@ class Worker:
                     expected = {partition: self._held[partition].tables[table] for partition in positions}
                     self._lake.commit(table, rows, positions, expected)
                 except Fenced as error:
-                    self._lost[error.partition] = str(error)
+                    self._lost[error.partition] = (self._held[error.partition].token, str(error))
                     snapshot.positions.pop(error.partition)
                     continue
                 for partition, position in positions.items():
@@ -440,12 +447,18 @@ class Worker:
         failed = self._streams.settle(settlements) if settlements else {}
         for partition, error in failed.items():
             if isinstance(error, Fenced):
-                self._lost[partition] = str(error)
+                self._lost[partition] = (settlements[partition].token, str(error))
         for partition in settlements.keys() - failed.keys():  # what failed is settled with the next commit
             holding, gone = self._held[partition], set(settlements[partition].entries)
             holding.pending = [entry for entry in holding.pending if entry not in gone]
 
     # Leaving
+
+    def _drop_lost(self) -> None:
+        """Forget what turned out to be another's; not what was taken again since, under a newer token."""
+        lost, self._lost = self._lost, {}
+        over = {p: why for p, (token, why) in lost.items() if p in self._held and self._held[p].token == token}
+        self._drop(over, "; ".join(sorted(set(over.values()))[:3]))
 
     def _drop(self, partitions: Iterable[int], why: str) -> None:
         """Forget partitions that are another's, with all that was made of them."""
@@ -494,8 +507,7 @@ class Worker:
     def _leave(self) -> None:
         log.info("handing over %d partitions", len(self._held))
         try:
-            if self._lost:
-                self._drop(list(self._lost), "another holds them")
+            self._drop_lost()
             self._hand_over(list(self._held))
             self._leases.heartbeat(leaving=True)
         except Unavailable as error:

@@ -102,12 +102,6 @@ class Rulebook:
             raise Invalid(f"there is no version {wanted} of the rules; the newest is {count}")
         return _version(wanted, raw)
 
-    def rules(self) -> Rules:
-        """The newest version, ready to be applied; version 0 where none was set."""
-        with translated():
-            count = self._redis.llen(KEY)
-        return Rules() if not count else read_document(self.get(count).document, count)
-
     def history(self) -> list[Version]:
         """All versions, oldest first."""
         with translated():
@@ -131,6 +125,11 @@ class Rulebook:
         if self.version() == 0:
             with translated():
                 self._append(keys=[KEY], args=[json.dumps({"document": DEFAULT.read_text(), "comment": "shipped with the pipeline"}), 0])
+
+    def restore(self, document: str) -> None:
+        """Begin again with the document that was in force before Redis lost its memory, unless somebody was faster."""
+        with translated():
+            self._append(keys=[KEY], args=[json.dumps({"document": document, "comment": "restored: Redis had lost the rules"}), 0])
 
     def rollback(self, number: int) -> int:
         """Append a copy of an earlier version; the new version's number."""
