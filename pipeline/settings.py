@@ -42,7 +42,7 @@ class Settings(BaseSettings):
 
     # Worker
     lease_ms: Annotated[int, Field(ge=300, le=600_000)] = 3000
-    poll_interval_ms: Positive = 100
+    poll_interval_ms: Positive = 250
     step_rows_max: Positive = 400_000
     read_entries_max: Positive = 256  # entries of one partition in one read
     commit_interval_ms: Positive = 1000

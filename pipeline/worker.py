@@ -416,23 +416,24 @@ class Worker:
     def _commit_tables(self, snapshot: Snapshot) -> None:
         for table in COMMIT_ORDER:
             while table in snapshot.rows and table not in snapshot.done:
+                held = dict(self._held)  # the main loop may drop partitions meanwhile; then it waits for this to end
                 rows = pl.concat(snapshot.rows[table])
                 mine = rows["partition"].unique().to_list()
-                positions = {p: snapshot.positions[p] for p in mine if p in snapshot.positions and p in self._held}
+                positions = {p: snapshot.positions[p] for p in mine if p in snapshot.positions and p in held}
                 if len(positions) < len(mine):
                     rows = rows.filter(pl.col("partition").is_in(list(positions)))
                 if not positions:
                     snapshot.done.add(table)
                     break
                 try:
-                    expected = {partition: self._held[partition].tables[table] for partition in positions}
+                    expected = {partition: held[partition].tables[table] for partition in positions}
                     self._lake.commit(table, rows, positions, expected)
                 except Fenced as error:
-                    self._lost[error.partition] = (self._held[error.partition].token, str(error))
+                    self._lost[error.partition] = (held[error.partition].token, str(error))
                     snapshot.positions.pop(error.partition)
                     continue
                 for partition, position in positions.items():
-                    self._held[partition].tables[table] = position
+                    held[partition].tables[table] = position
                 snapshot.done.add(table)
 
     def _settle(self, snapshot: Snapshot) -> None:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import polars as pl
 
-
 # Alerts that stand. `severity` 1 is warning, 2 critical; `value` is its last sample's, `bound` the one last breached.
 ACTIVE = pl.Schema(
     {
@@ -55,16 +54,17 @@ def evaluate(samples: pl.DataFrame, active: pl.DataFrame) -> tuple[pl.DataFrame,
     if samples.is_empty():
         return TRANSITIONS.to_frame(), active
     key = ["rule", "series"]
-    touched = active.join(samples.select(key).unique(), on=key, how="semi", maintain_order="left")
-    standing = touched.with_columns(level="severity", entry=pl.lit(None, pl.Int64), for_us=pl.lit(0, pl.Int64), known=True)
-    rows = pl.concat([standing, samples.with_columns(known=False)], how="diagonal").sort(key, maintain_order=True)
+    run = [*key, "run"]
+    touched = samples.select(key).unique()
+    standing = active.lazy().join(touched.lazy(), on=key, how="semi", maintain_order="left")
+    standing = standing.with_columns(level="severity", entry=pl.lit(None, pl.Int64), for_us=pl.lit(0, pl.Int64), known=True)
+    rows = pl.concat([standing, samples.lazy().with_columns(known=False)], how="diagonal").sort(key, maintain_order=True)
 
     raised = pl.when(pl.col("level") >= 1).then(True).when(pl.col("level") == 0).then(False)
     rows = rows.with_columns(latched=raised.forward_fill().over(key).fill_null(False))
     before = pl.col("latched").shift(1).over(key).fill_null(False)
     rows = rows.with_columns(start=pl.col("latched") & ~before, stop=~pl.col("latched") & before)
     rows = rows.with_columns(run=pl.col("start").cum_sum().over(key))
-    run = [*key, "run"]
     rows = rows.with_columns(time=pl.col("time").cum_max().over(run)).with_columns(
         since=pl.col("since").first().over(run).fill_null(pl.col("time").first().over(run)),
         severity=pl.col("level").fill_null(0).cum_max().over(run).cast(pl.Int8),
@@ -81,17 +81,16 @@ def evaluate(samples: pl.DataFrame, active: pl.DataFrame) -> tuple[pl.DataFrame,
         .when(pl.col("start") & ~pl.col("firing")).then(pl.lit("pending"))
     )  # fmt: skip
     # What a resolved alert was: its severity and start are those of the run that ends.
-    rows = rows.with_columns(
+    judged = rows.with_columns(
         phase=phase,
         bound=pl.col("bound").forward_fill().over(key),
         severity=pl.when("stop").then(fired_before).otherwise("severity"),
         since=pl.when("stop").then(pl.col("since").shift(1).over(key)).otherwise("since"),
-    )
-    transitions = rows.filter(pl.col("phase").is_not_null()).select(pl.col(name).cast(dtype) for name, dtype in TRANSITIONS.items())
-    last = rows.filter(pl.col("latched")).group_by(key, maintain_order=True).agg(pl.all().last())
-    ended = rows.group_by(key, maintain_order=True).agg(pl.col("latched").last()).filter(~pl.col("latched"))
-    last = last.join(ended, on=key, how="anti", maintain_order="left").select(pl.col(name).cast(dtype) for name, dtype in ACTIVE.items())
-    untouched = active.join(samples.select(key).unique(), on=key, how="anti", maintain_order="left")
+    ).collect()
+    transitions = judged.filter(pl.col("phase").is_not_null()).select(pl.col(name).cast(dtype) for name, dtype in TRANSITIONS.items())
+    goes_on = (pl.col("rule") == pl.col("rule").shift(-1)) & (pl.col("series") == pl.col("series").shift(-1))
+    last = judged.filter(~goes_on.fill_null(False) & pl.col("latched")).select(pl.col(name).cast(dtype) for name, dtype in ACTIVE.items())
+    untouched = active.join(touched, on=key, how="anti", maintain_order="left") if active.height else active
     return transitions, pl.concat([untouched, last])
 
 

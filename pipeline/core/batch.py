@@ -118,7 +118,8 @@ def step(state: State, batch: Batch, rules: Rules, semantics: Semantics) -> tupl
     events = judge(events, state.devices)
     # Dead letters leave no trace in the aggregates, so none on their device either: they are no sign of life.
     beyond = pl.col("running") - pl.col("event_time") > semantics.lateness_max
-    too_late, events = events.filter(beyond), events.filter(~beyond)
+    too_late = events.filter(beyond)
+    events = events.filter(~beyond) if too_late.height else events
     found: list[_Round] = []
     entries = batch.entries.with_columns(log_time=log_time(pl.col("entry")))
     cuts = _cuts(events, entries, state, semantics)
@@ -130,7 +131,7 @@ def step(state: State, batch: Batch, rules: Rules, semantics: Semantics) -> tupl
             rows = events.join(taken.select("partition", "entry"), on=["partition", "entry"], how="semi", maintain_order="left")
         state, one = _advance(state, rows, taken, semantics)
         found.append(one)
-    return state, _named(state, found, [batch.dead_letters, _dead_rows(too_late)], withdrawn, rules.version)
+    return state, _named(state, found, [batch.dead_letters, _dead_rows(too_late) if too_late.height else DEAD_ROWS.to_frame()], withdrawn, rules.version)
 
 
 def _take_rules(state: State, rules: Rules) -> tuple[State, pl.DataFrame]:
@@ -207,9 +208,12 @@ def _advance(state: State, rows: pl.DataFrame, entries: pl.DataFrame, semantics:
     devices = close_early(devices, closings[0], semantics)
     open_windows = _except(state.windows, closings[0])
 
-    rows = rows.join(devices.select("device", "closed_to"), on="device", how="left", maintain_order="left")
-    is_late = pl.col("window") + semantics.width <= pl.max_horizontal(pl.col("running") - semantics.disorder, "closed_to")
-    late, on_time = rows.filter(is_late), rows.filter(~is_late)
+    watermark = pl.max_horizontal(pl.col("running") - semantics.disorder, "closed_to")
+    rows = rows.join(devices.select("device", "closed_to"), on="device", how="left", maintain_order="left").with_columns(
+        is_late=pl.col("window") + semantics.width <= watermark, lateness=watermark - pl.col("event_time")
+    )
+    late = rows.filter("is_late")
+    on_time = rows.filter(~pl.col("is_late")) if late.height else rows
 
     counts = on_time.group_by("device", "window").agg(pl.col("partition").first(), rows=pl.len()).select(list(WINDOWS))
     open_windows = pl.concat([open_windows, counts]).group_by("device", "window").agg(pl.col("partition").first(), pl.col("rows").sum())
@@ -231,7 +235,7 @@ def _advance(state: State, rows: pl.DataFrame, entries: pl.DataFrame, semantics:
         devices = close_early(devices, closings[3], semantics)
         open_windows = _except(open_windows, closings[3])
 
-    breaches = anomalies.event_samples(rows.with_columns(is_late=is_late), state.bounds, state.active)
+    breaches = anomalies.event_samples(rows, state.bounds, state.active)
     flagged = anomalies.first_of_each(breaches.filter(pl.col("level") >= 1), state.open, state.bounds)
 
     open_rows = pl.concat([state.open, on_time.select(list(OPEN_ROWS))], rechunk=False)
@@ -247,13 +251,11 @@ def _advance(state: State, rows: pl.DataFrame, entries: pl.DataFrame, semantics:
     if late.height:
         summaries = pl.concat([summaries, revise(late.with_columns(newest="running", arrived="log_time"))])
     state = replace(state, open=open_rows)
-    summaries = summaries.join(state.series.select("series", "partition"), on="series", how="left", maintain_order="left")
     of_windows = anomalies.window_samples(summaries, state.bounds, semantics.width)
     samples = pl.concat([breaches, of_windows])
     transitions, active = alerts.evaluate(samples.select(list(alerts.SAMPLES)), state.active)
     state = replace(state, active=active)
-    flagged = pl.concat([flagged, of_windows.filter(pl.col("level") >= 1)])
-    late = late.with_columns(lateness=pl.max_horizontal(pl.col("running") - semantics.disorder, "closed_to") - pl.col("event_time"))
+    flagged = pl.concat([flagged, of_windows.filter(pl.col("level") >= 1)]) if of_windows.height else flagged
     return state, _Round(summaries, late, flagged, transitions)
 
 
@@ -287,18 +289,19 @@ def _named(state: State, found: list[_Round], dead: list[pl.DataFrame], withdraw
     if not found:
         return Output(transitions=withdrawn)
     names = state.series.select("series", "partition", *SERIES_NAMES)
-    summaries = pl.concat([one.summaries for one in found]).drop("device")
+    summaries, flagged, late = (pl.concat([getattr(one, name) for one in found]) for name in ("summaries", "flagged", "late"))
     return Output(
-        aggregates=_with_names(summaries, names).with_columns(quality=_quality()).select(list(AGGREGATES)),
-        anomalies=_anomaly_rows(pl.concat([one.flagged for one in found]), names, version),
-        late=_with_names(pl.concat([one.late for one in found]), names).select(list(LATE)),
+        aggregates=_aggregate_rows(summaries, names) if summaries.height else AGGREGATES.to_frame(),
+        anomalies=_anomaly_rows(flagged, names, version) if flagged.height else ANOMALIES.to_frame(),
+        late=_with_names(late, names).select(list(LATE)) if late.height else LATE.to_frame(),
         dead_letters=pl.concat(dead),
         transitions=pl.concat([withdrawn, *(one.transitions for one in found)]),
     )
 
 
-def _quality() -> pl.Expr:
-    return pl.col("quality_code").replace_strict(range(4), counters.QUALITIES, return_dtype=pl.String)
+def _aggregate_rows(summaries: pl.DataFrame, names: pl.DataFrame) -> pl.DataFrame:
+    quality = pl.col("quality_code").replace_strict(range(4), counters.QUALITIES, return_dtype=pl.String)
+    return _with_names(summaries, names).with_columns(quality=quality).select(list(AGGREGATES))
 
 
 def _with_names(rows: pl.DataFrame, names: pl.DataFrame) -> pl.DataFrame:
@@ -323,14 +326,21 @@ def _anomaly_rows(flagged: pl.DataFrame, names: pl.DataFrame, version: int) -> p
 
 
 def _dead_rows(too_late: pl.DataFrame) -> pl.DataFrame:
-    """Events that came too late, as dead letters with the event's JSON text."""
-    event = pl.struct(
-        "device", "interface", "metric", pl.col("tags").cast(pl.String), pl.coalesce(pl.col("exact").cast(pl.Float64), "value").alias("value"),
-        timestamp=pl.col("event_time") // 1000,
-    ).struct.json_encode()  # fmt: skip
+    """Events that came too late, as dead letters; `event` is JSON as ingest takes it, so that they can be re-driven."""
+    tags = pl.col("tags").cast(pl.String)
+    event = pl.concat_str(
+        pl.lit('{"device":'), _quoted("device"), pl.lit(',"interface":'), _quoted("interface"), pl.lit(',"metric":'), _quoted("metric"),
+        pl.lit(',"kind":'), pl.when(pl.col("counter_bits") == 0).then(pl.lit('"gauge"')).otherwise(pl.format('"counter{}"', "counter_bits")),
+        pl.lit(',"tags":'), pl.when(tags == "").then(pl.lit("{}")).otherwise(tags),
+        pl.lit(',"value":'), pl.coalesce(pl.col("exact").cast(pl.String), pl.col("value").cast(pl.String)),
+        pl.lit(',"timestamp":"'), pl.col("event_time").cast(pl.Datetime("us")).dt.strftime("%Y-%m-%dT%H:%M:%S%.6fZ"), pl.lit('"}'),
+    )  # fmt: skip
     return too_late.select(
         "partition", "entry", pl.col("device").cast(pl.String), pl.lit("timestamp").alias("field"), pl.lit("too_late").alias("reason"),
         event=event,
     ).select(list(DEAD_ROWS))  # fmt: skip
 
 
+def _quoted(column: str) -> pl.Expr:
+    """A column's text as a JSON string: what stands after the name in an object of one nameless field."""
+    return pl.struct(pl.col(column).cast(pl.String).alias("")).struct.json_encode().str.strip_prefix('{"":').str.strip_suffix("}")

@@ -23,28 +23,14 @@ Patterns = tuple[tuple[str, int], ...]  # glob -> bits; the first that matches w
 _COUNTER64_LEAVES = frozenset(
     f"{direction}_{unit}"
     for direction in ("in", "out")
-    for unit in (
-        "octets pkts packets unicast_pkts broadcast_pkts multicast_pkts errors discards fcs_errors crc_errors drops"
-        " mac_control_frames mac_pause_frames oversize_frames undersize_frames jabber_frames fragment_frames 8021q_frames"
-        " mac_errors_rx distribution_errors forwarded_pkts forwarded_octets discarded_pkts error_pkts"
-    ).split()
+    for unit in ["octets", "pkts", "packets", "unicast_pkts", "broadcast_pkts", "multicast_pkts", "errors", "discards", "fcs_errors", "crc_errors", "drops", "mac_control_frames", "mac_pause_frames", "oversize_frames", "undersize_frames", "jabber_frames", "fragment_frames", "8021q_frames", "mac_errors_rx", "distribution_errors", "forwarded_pkts", "forwarded_octets", "discarded_pkts", "error_pkts"]
 ) | frozenset(
-    "in_unknown_protos in_crc_errors in_block_errors carrier_transitions interface_transitions link_transitions resets"
-    " established_transitions transmit_octets transmit_pkts dropped_octets dropped_pkts conforming_octets conforming_pkts"
-    " exceeding_octets exceeding_pkts matched_octets matched_packets"
-    " update_messages_received update_messages_sent notifications_received notifications_sent"
-    " bytes_recv packets_recv bytes_sent packets_sent err_in err_out drop_in drop_out".split()
+    ["in_unknown_protos", "in_crc_errors", "in_block_errors", "carrier_transitions", "interface_transitions", "link_transitions", "resets", "established_transitions", "transmit_octets", "transmit_pkts", "dropped_octets", "dropped_pkts", "conforming_octets", "conforming_pkts", "exceeding_octets", "exceeding_pkts", "matched_octets", "matched_packets", "update_messages_received", "update_messages_sent", "notifications_received", "notifications_sent", "bytes_recv", "packets_recv", "bytes_sent", "packets_sent", "err_in", "err_out", "drop_in", "drop_out"]
 )
 
 # IF-MIB, EtherLike-MIB and IP-MIB objects, without their letter case. Counter32 unless named HC.
 _COUNTER32_OBJECTS = frozenset(
-    "ifinoctets ifinucastpkts ifinnucastpkts ifindiscards ifinerrors ifinunknownprotos ifoutoctets ifoutucastpkts ifoutnucastpkts"
-    " ifoutdiscards ifouterrors ifinmulticastpkts ifinbroadcastpkts ifoutmulticastpkts ifoutbroadcastpkts"
-    " dot3statsalignmenterrors dot3statsfcserrors dot3statssinglecollisionframes dot3statsmultiplecollisionframes"
-    " dot3statslatecollisions dot3statsexcessivecollisions dot3statsinternalmactransmiterrors dot3statscarriersenseerrors"
-    " dot3statsframetoolongs dot3statsinternalmacreceiveerrors dot3statssymbolerrors"
-    " ipinreceives ipinhdrerrors ipindelivers ipoutrequests ipoutdiscards ipoutnoroutes"
-    " tcpinsegs tcpoutsegs tcpretranssegs udpindatagrams udpoutdatagrams udpinerrors".split()
+    ["ifinoctets", "ifinucastpkts", "ifinnucastpkts", "ifindiscards", "ifinerrors", "ifinunknownprotos", "ifoutoctets", "ifoutucastpkts", "ifoutnucastpkts", "ifoutdiscards", "ifouterrors", "ifinmulticastpkts", "ifinbroadcastpkts", "ifoutmulticastpkts", "ifoutbroadcastpkts", "dot3statsalignmenterrors", "dot3statsfcserrors", "dot3statssinglecollisionframes", "dot3statsmultiplecollisionframes", "dot3statslatecollisions", "dot3statsexcessivecollisions", "dot3statsinternalmactransmiterrors", "dot3statscarriersenseerrors", "dot3statsframetoolongs", "dot3statsinternalmacreceiveerrors", "dot3statssymbolerrors", "ipinreceives", "ipinhdrerrors", "ipindelivers", "ipoutrequests", "ipoutdiscards", "ipoutnoroutes", "tcpinsegs", "tcpoutsegs", "tcpretranssegs", "udpindatagrams", "udpoutdatagrams", "udpinerrors"]
 )
 _COUNTER64_OBJECT = re.compile(r"ifhc(in|out)(octets|ucastpkts|multicastpkts|broadcastpkts)|(dot3|ip(system|if)?stats)hc\w+")
 

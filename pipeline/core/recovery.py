@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import polars as pl
 
-
 from pipeline.core.batch import SERIES, Batch, State
 from pipeline.core.schema import SERIES_NAMES, log_time
 from pipeline.core.semantics import NEVER, Semantics

@@ -51,11 +51,12 @@ def silent(windows: pl.DataFrame, devices: pl.DataFrame, at: pl.Expr, semantics:
 
     A silent device's windows close as if its event time had moved on with the log since it sent its last row.
     """
-    quiet = devices.select("device", "newest", "arrived", silence=at - pl.col("arrived")).filter(
-        (pl.col("silence") > semantics.idle_after) & (pl.col("arrived") != NEVER)
-    )
-    if quiet.is_empty() or windows.is_empty():
+    if windows.is_empty():
         return CLOSINGS.to_frame()
+    quiet = devices.filter((at - pl.col("arrived") > semantics.idle_after) & (pl.col("arrived") != NEVER))
+    if quiet.is_empty():
+        return CLOSINGS.to_frame()
+    quiet = quiet.select("device", "newest", "arrived", silence=at - pl.col("arrived"))
     passed = pl.col("newest") + pl.col("silence") - semantics.disorder
     closing = windows.join(quiet, on="device").filter(pl.col("window") + semantics.width <= passed)
     return closing.select(list(CLOSINGS))
@@ -63,11 +64,8 @@ def silent(windows: pl.DataFrame, devices: pl.DataFrame, at: pl.Expr, semantics:
 
 def passed(windows: pl.DataFrame, devices: pl.DataFrame, rows: pl.DataFrame, semantics: Semantics) -> pl.DataFrame:
     """The open windows that their device's event time has passed, each with the row of `rows` that did it."""
-    closing = (
-        windows.join(devices.select("device", "newest"), on="device")
-        .filter(pl.col("window") + semantics.width <= pl.col("newest") - semantics.disorder)
-        .select("device", "window", reached=pl.col("window") + semantics.width + semantics.disorder)
-    )
+    reached = pl.col("window") + semantics.width + semantics.disorder
+    closing = windows.join(devices, on="device").filter(reached <= pl.col("newest")).select("device", "window", reached=reached)
     if closing.is_empty():
         return CLOSINGS.to_frame()
     steps = rows.filter(pl.col("event_time") == pl.col("running")).select("device", "running", "log_time")

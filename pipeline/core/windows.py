@@ -30,6 +30,7 @@ OPEN_ROWS = pl.Schema(
 SUMMARIES = pl.Schema(
     {
         "series": pl.UInt32(),
+        "partition": pl.Int32(),
         "device": pl.Categorical(),
         "window": pl.Int64(),
         "count": pl.UInt32(),
@@ -98,7 +99,7 @@ def _statistics(rows: pl.DataFrame, *, quantiles: bool = True) -> pl.DataFrame:
     value = pl.col("value")
     shares = {"p50": 0.5, "p95": 0.95, "p99": 0.99} if quantiles else {}
     return rows.group_by("series", "window", maintain_order=True).agg(
-        pl.col("device").first(),
+        pl.col("partition", "device").first(),
         value.len().alias("count"),
         value.sum().alias("sum"),
         value.min().alias("min"),

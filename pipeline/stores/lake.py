@@ -14,7 +14,7 @@ from urllib.parse import unquote
 
 import polars as pl
 import pyarrow as pa
-from deltalake import CommitProperties, DeltaTable, PostCommitHookProperties, Transaction, WriterProperties, write_deltalake
+from deltalake import CommitProperties, DeltaTable, Transaction, WriterProperties, write_deltalake
 from deltalake.exceptions import CommitFailedError, DeltaError, TableNotFoundError
 
 from pipeline.core.recovery import LAST_ROWS
@@ -92,8 +92,12 @@ class Lake:
 
     def create(self, semantics: Semantics, partitions: int) -> None:
         """Make the tables where they are absent. Invalid: the lake is another's: format, partitions or semantics."""
-        wanted = {"format": FORMAT, "partitions": partitions, **semantics_of_lake(semantics)}
         self._check_writable()
+        self.create_tables({"format": FORMAT, "partitions": partitions, **semantics_of_lake(semantics)})
+        self.check(semantics, partitions)
+
+    def create_tables(self, made_with: Mapping[str, float]) -> None:
+        """Make the tables where they are absent, and write down the numbers that they are made with."""
         for name in TABLES:
             try:
                 DeltaTable.create(
@@ -101,14 +105,13 @@ class Lake:
                     schema=_SCHEMAS[name],
                     mode="ignore",
                     partition_by=None if name == "series" else ["date"],
-                    description=json.dumps(wanted, sort_keys=True),
+                    description=json.dumps(dict(made_with), sort_keys=True),
                     configuration={"delta.checkpointInterval": "20", "delta.logRetentionDuration": "interval 1 days"},
                     storage_options=self._options,
                 )
             except (DeltaError, OSError) as error:  # made by another process at the same moment
                 if not DeltaTable.is_deltatable(self._uri(name), storage_options=self._options):
                     raise Unavailable(f"cannot make table {name} under {self.location}: {first_line(error)}") from error
-        self.check(semantics, partitions)
 
     def exists(self) -> bool:
         """Whether the tables were made."""
@@ -324,7 +327,6 @@ class Lake:
 
 
 _WRITER = WriterProperties(compression="ZSTD", compression_level=1)
-_HOOKS = PostCommitHookProperties(create_checkpoint=True, cleanup_expired_logs=False)
 
 
 def merge_newest(known: pl.DataFrame, found: pl.DataFrame) -> pl.DataFrame:
