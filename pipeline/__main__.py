@@ -318,6 +318,5 @@ def _check(args: argparse.Namespace) -> int:
     return 0
 
 
-
 if __name__ == "__main__":
     sys.exit(main())

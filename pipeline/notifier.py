@@ -11,7 +11,7 @@ import logging
 import random
 import threading
 from datetime import UTC, datetime
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 from redis.exceptions import RedisError
 
@@ -59,7 +59,7 @@ class ConsoleSink:
     """One line per alert on standard output: coloured on a terminal, JSON with `as_json`."""
 
     name = "console"
-    _COLOURS = {"CRITICAL": "\x1b[1;31m", "WARNING": "\x1b[33m", "RESOLVED": "\x1b[32m"}
+    _COLOURS: ClassVar = {"CRITICAL": "\x1b[1;31m", "WARNING": "\x1b[33m", "RESOLVED": "\x1b[32m"}
 
     def __init__(self, *, as_json: bool = False, colour: bool = False) -> None:
         self._as_json, self._colour = as_json, colour

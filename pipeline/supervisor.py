@@ -169,7 +169,8 @@ class Supervisor:
         )  # fmt: skip
         process.started_at = time.monotonic()
         process.readers = [
-            threading.Thread(target=self._relay, args=(process, stream), daemon=True) for stream in (process.process.stdout, process.process.stderr)
+            threading.Thread(target=self._relay, args=(process, stream), daemon=True)
+            for stream in (process.process.stdout, process.process.stderr)
         ]
         for reader in process.readers:
             reader.start()
@@ -224,8 +225,8 @@ class Supervisor:
             return seen
         if seen and counts["windows"] > seen["windows"]:
             more = {name: counts[name] - seen[name] for name in counts}
-            extra = ", ".join(f"{more[name]:,} {label}" for name, label in
-                              (("late", "late"), ("repeated", "repeated"), ("dead_lettered", "dead-lettered"), ("anomalies", "anomalies")) if more[name])  # fmt: skip
+            notable = ("late", "repeated", "dead_lettered", "anomalies")
+            extra = ", ".join(f"{more[name]:,} {name.replace('_', '-')}" for name in notable if more[name])
             self.say("lake", f"{more['windows']:,} windows closed over {more['aggregated']:,} events" + (f"; {extra}" if extra else ""))
         return counts
 
@@ -233,39 +234,40 @@ class Supervisor:
 
     def _finish(self, before: dict) -> int:
         """Stop in order, take stock, and say how it ended."""
-        code = 0
         self.say("up", "stopping: the simulator first, then what it sent is taken in and committed")
         self._stop_role("simulator")
         if self._duration is not None:
             self._drain()
         for role in STOP_ORDER[1:]:
             self._stop_role(role)
-        books = self._books()
-        difference = {name: books[name] - before[name] for name in books if name != "balanced"}
-        difference["in_flight"] = books["in_flight"]
-        simulated = next((process.last_line for process in self._processes if process.role == "simulator"), "")
-        simulated = json.loads(simulated) if simulated.startswith("{") else None
-        # `sent` comes from the sender, `accepted` from the streams: nothing was lost on the way only if they agree.
-        sent = difference["accepted"] if simulated is None else simulated["sent"]
-        faults = self._faults()
-        carried = before["in_flight"]
-        accounted = sum(difference[name] for name in ("aggregated", "late", "repeated", "dead_lettered", "in_flight"))
-        balanced = books["balanced"] and difference["accepted"] + carried == accounted and (simulated is None or sent == difference["accepted"])
-        summary = {
-            "sent": sent, **{name: difference[name] for name in ("accepted", "aggregated", "late", "repeated", "dead_lettered", "in_flight")},
-            "windows": difference["windows"], "anomalies": difference["anomalies"], "faults": faults, "balanced": balanced,
-        }  # fmt: skip
-        if not balanced:
+        summary = self._summary(before)
+        if not summary["balanced"]:
             self.say("up", "THE BOOKS DO NOT BALANCE: " + json.dumps(summary))
-            code = 1
         elif self._duration is None:
-            said = ", ".join(f"{summary[name]:,} {name.replace('_', ' ')}" for name in ("accepted", "aggregated", "late", "repeated", "dead_lettered"))
+            named = ("accepted", "aggregated", "late", "repeated", "dead_lettered")
+            said = ", ".join(f"{summary[name]:,} {name.replace('_', '-')}" for name in named)
             self.say("up", f"the books balance: {said}, {summary['in_flight']:,} still in open windows, kept for the next start")
+        else:
+            self.say("up", json.dumps(summary))
         if self._as_json:
             print(json.dumps(summary), flush=True)
-        elif self._duration is not None:
-            self.say("up", json.dumps(summary))
-        return code
+        return 0 if summary["balanced"] else 1
+
+    def _summary(self, before: dict) -> dict:
+        """What this run did, in events. `sent` is the sender's own count: where it is not `accepted`, something got lost."""
+        books = self._books()
+        run = {name: books[name] - before[name] for name in books if name not in ("balanced", "in_flight")}
+        run["in_flight"] = books["in_flight"]  # what the last run left in open windows is among it, or closed since
+        said = next((process.last_line for process in self._processes if process.role == "simulator"), "")
+        sent = json.loads(said)["sent"] if said.startswith("{") else run["accepted"]
+        accounted = sum(run[name] for name in ("aggregated", "late", "repeated", "dead_lettered", "in_flight"))
+        return {
+            "sent": sent,
+            **{name: run[name] for name in ("accepted", "aggregated", "late", "repeated", "dead_lettered", "in_flight")},
+            **{name: run[name] for name in ("windows", "anomalies")},
+            "faults": self._faults(),
+            "balanced": books["balanced"] and sent == run["accepted"] and run["accepted"] + before["in_flight"] == accounted,
+        }
 
     def _drain(self) -> None:
         """Wait until the workers have read everything, and the windows that the last events closed are committed."""
@@ -291,13 +293,17 @@ class Supervisor:
             return {"injected": 0, "found": 0, "missed": 0}
         from simulator.truth import count_outcomes, match_faults, read_truth
 
-        alerts = AlertReader.all_transitions(connect(self._settings.redis_url, self._settings.redis_timeout_seconds), self._settings.partitions)
+        alerts = AlertReader.all_transitions(
+            connect(self._settings.redis_url, self._settings.redis_timeout_seconds), self._settings.partitions
+        )
         fired = [
             {**{name: row[name] for name in ("device", "interface", "metric", "rule", "severity")}, "fired_at": row["time"]}
             for row in alerts if row["phase"] == "firing"
         ]  # fmt: skip
         names = dict.fromkeys(("device", "interface", "metric", "rule", "severity"), pl.String())
-        frame = pl.DataFrame(fired, schema={**names, "fired_at": pl.Int64()}).with_columns(pl.col("fired_at").cast(pl.Datetime("us", "UTC")))
+        frame = pl.DataFrame(fired, schema={**names, "fired_at": pl.Int64()}).with_columns(
+            pl.col("fired_at").cast(pl.Datetime("us", "UTC"))
+        )
         return count_outcomes(match_faults(read_truth(self._truth), frame))
 
     def _stop_role(self, role: str) -> None:
@@ -335,5 +341,3 @@ def die_with_parent(stop: Callable[[], None]) -> None:
         stop()
 
     threading.Thread(target=watch, daemon=True, name="parent").start()
-
-

@@ -24,7 +24,12 @@ from pipeline.stores.embedded import EmbeddedRedis
 from pipeline.stores.lake import Lake
 from pipeline.worker import semantics_of
 
-SETTINGS = {"PIPELINE_WINDOW_SECONDS": "10", "PIPELINE_DISORDER_SECONDS": "5", "PIPELINE_IDLE_AFTER_SECONDS": "120", "POLARS_MAX_THREADS": "1"}
+SETTINGS = {
+    "PIPELINE_WINDOW_SECONDS": "10",
+    "PIPELINE_DISORDER_SECONDS": "5",
+    "PIPELINE_IDLE_AFTER_SECONDS": "120",
+    "POLARS_MAX_THREADS": "1",
+}
 
 
 def free_port() -> int:
@@ -113,7 +118,9 @@ class Stack:
         number = len(list((self.folder / "logs").iterdir()))
         log = (self.folder / "logs" / f"{number:02}-{arguments[0]}.log").open("ab")
         command = [sys.executable, "-m", "pipeline", *arguments]
-        return subprocess.Popen(command, env={**self.environment, **extra}, stdout=log, stderr=log, stdin=subprocess.DEVNULL, cwd=self.folder)
+        return subprocess.Popen(
+            command, env={**self.environment, **extra}, stdout=log, stderr=log, stdin=subprocess.DEVNULL, cwd=self.folder
+        )
 
     def start_worker(self, **extra: str) -> subprocess.Popen:
         worker = self.spawn("worker", **extra)

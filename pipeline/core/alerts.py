@@ -70,7 +70,9 @@ def evaluate(samples: pl.DataFrame, active: pl.DataFrame) -> tuple[pl.DataFrame,
         severity=pl.col("level").fill_null(0).cum_max().over(run).cast(pl.Int8),
     )
     # Once an alert fires it fires until it clears, also when a new version of the rules asks for longer.
-    mature = pl.col("latched") & ((pl.col("time") - pl.col("since") >= pl.col("for_us")) & ~pl.col("known") | pl.col("firing").fill_null(False))
+    mature = pl.col("latched") & (
+        (pl.col("time") - pl.col("since") >= pl.col("for_us")) & ~pl.col("known") | pl.col("firing").fill_null(False)
+    )
     rows = rows.with_columns(firing=mature.cum_max().over(run) & pl.col("latched"))
     rows = rows.with_columns(fired=pl.when("firing").then("severity").otherwise(0).cast(pl.Int8))
     fired_before = pl.col("fired").shift(1).over(key).fill_null(0)
@@ -101,5 +103,3 @@ def withdraw(active: pl.DataFrame, bounds: pl.DataFrame) -> tuple[pl.DataFrame, 
     kept = active.join(bounds.select(key), on=key, how="semi", maintain_order="left")
     resolved = gone.filter("firing").with_columns(phase=pl.lit("resolved"), entry=pl.lit(None, pl.Int64)).select(list(TRANSITIONS))
     return resolved, kept
-
-

@@ -12,9 +12,13 @@ BREACHES = pl.Schema({**SAMPLES, "window": pl.Int64(), "statistic": pl.String(),
 
 def guards(bounds: pl.DataFrame) -> pl.DataFrame:
     """Per series the mildest bounds on single events: what lies within them concerns no rule."""
-    return bounds.filter("event").group_by("series").agg(
-        guard_upper=pl.min_horizontal("upper_warning", "upper_critical").min(),
-        guard_lower=pl.max_horizontal("lower_warning", "lower_critical").max(),
+    return (
+        bounds.filter("event")
+        .group_by("series")
+        .agg(
+            guard_upper=pl.min_horizontal("upper_warning", "upper_critical").min(),
+            guard_lower=pl.max_horizontal("lower_warning", "lower_critical").max(),
+        )
     )
 
 
@@ -47,8 +51,8 @@ def window_samples(summaries: pl.DataFrame, bounds: pl.DataFrame, width: int) ->
     return (
         joined.with_columns(value=value).filter(pl.col("value").is_not_null()).with_columns(level())
         .select(
-            "rule", "series", "partition", pl.lit(None, pl.Int64).alias("entry"), (pl.col("window") + width).alias("time"), "value", "level",
-            "bound", "for_us", "window", "statistic", pl.lit(False).alias("is_late"),
+            "rule", "series", "partition", pl.lit(None, pl.Int64).alias("entry"), (pl.col("window") + width).alias("time"), "value",
+            "level", "bound", "for_us", "window", "statistic", pl.lit(False).alias("is_late"),
         )
     )  # fmt: skip
 
@@ -64,7 +68,9 @@ def first_of_each(breaches: pl.DataFrame, earlier: pl.DataFrame, bounds: pl.Data
         return breaches
     key = ["series", "time", "rule"]
     on_time = on_time.unique(key, keep="first", maintain_order=True)
-    same = earlier.select("series", "value", time="event_time").join(on_time.select("series", "time").unique(), on=["series", "time"], how="semi")
+    same = earlier.select("series", "value", time="event_time").join(
+        on_time.select("series", "time").unique(), on=["series", "time"], how="semi"
+    )
     if same.height:
         reported = same.join(bounds.filter("event"), on="series").with_columns(level()).filter(pl.col("level") >= 1)
         on_time = on_time.join(reported.select(key), on=key, how="anti", maintain_order="left")

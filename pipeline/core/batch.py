@@ -131,7 +131,9 @@ def step(state: State, batch: Batch, rules: Rules, semantics: Semantics) -> tupl
             rows = events.join(taken.select("partition", "entry"), on=["partition", "entry"], how="semi", maintain_order="left")
         state, one = _advance(state, rows, taken, semantics)
         found.append(one)
-    return state, _named(state, found, [batch.dead_letters, _dead_rows(too_late) if too_late.height else DEAD_ROWS.to_frame()], withdrawn, rules.version)
+    return state, _named(
+        state, found, [batch.dead_letters, _dead_rows(too_late) if too_late.height else DEAD_ROWS.to_frame()], withdrawn, rules.version
+    )
 
 
 def _take_rules(state: State, rules: Rules) -> tuple[State, pl.DataFrame]:
@@ -218,9 +220,7 @@ def _advance(state: State, rows: pl.DataFrame, entries: pl.DataFrame, semantics:
     counts = on_time.group_by("device", "window").agg(pl.col("partition").first(), rows=pl.len()).select(list(WINDOWS))
     open_windows = pl.concat([open_windows, counts]).group_by("device", "window").agg(pl.col("partition").first(), pl.col("rows").sum())
     open_windows = open_windows.select(list(WINDOWS))
-    devices = devices.with_columns(
-        newest=pl.max_horizontal("newest", "largest"), arrived=pl.max_horizontal("arrived", "last")
-    )
+    devices = devices.with_columns(newest=pl.max_horizontal("newest", "largest"), arrived=pl.max_horizontal("arrived", "last"))
     closings.append(passed(open_windows, devices, rows, semantics))
     open_windows = _except(open_windows, closings[1])
 
@@ -328,9 +328,10 @@ def _anomaly_rows(flagged: pl.DataFrame, names: pl.DataFrame, version: int) -> p
 def _dead_rows(too_late: pl.DataFrame) -> pl.DataFrame:
     """Events that came too late, as dead letters; `event` is JSON as ingest takes it, so that they can be re-driven."""
     tags = pl.col("tags").cast(pl.String)
+    kind = pl.when(pl.col("counter_bits") == 0).then(pl.lit('"gauge"')).otherwise(pl.format('"counter{}"', "counter_bits"))
     event = pl.concat_str(
         pl.lit('{"device":'), _quoted("device"), pl.lit(',"interface":'), _quoted("interface"), pl.lit(',"metric":'), _quoted("metric"),
-        pl.lit(',"kind":'), pl.when(pl.col("counter_bits") == 0).then(pl.lit('"gauge"')).otherwise(pl.format('"counter{}"', "counter_bits")),
+        pl.lit(',"kind":'), kind,
         pl.lit(',"tags":'), pl.when(tags == "").then(pl.lit("{}")).otherwise(tags),
         pl.lit(',"value":'), pl.coalesce(pl.col("exact").cast(pl.String), pl.col("value").cast(pl.String)),
         pl.lit(',"timestamp":"'), pl.col("event_time").cast(pl.Datetime("us")).dt.strftime("%Y-%m-%dT%H:%M:%S%.6fZ"), pl.lit('"}'),

@@ -30,7 +30,12 @@ def exact_step_columns(gap: int) -> list[pl.Expr]:
     """The same in 128-bit integers, where a value is beyond 2**53: `exact` holds it."""
     value = pl.coalesce(pl.col("exact").cast(pl.Int128), pl.col("value").cast(pl.Int128, strict=False))
     before = pl.coalesce(pl.col("before_exact").cast(pl.Int128), pl.col("before_value").cast(pl.Int128, strict=False))
-    modulus = pl.when(pl.col("counter_bits") == 32).then(pl.lit(2**32, pl.Int128)).when(pl.col("counter_bits") == 53).then(pl.lit(2**53, pl.Int128))
+    modulus = (
+        pl.when(pl.col("counter_bits") == 32)
+        .then(pl.lit(2**32, pl.Int128))
+        .when(pl.col("counter_bits") == 53)
+        .then(pl.lit(2**53, pl.Int128))
+    )
     difference = value - before
     return _decide(difference, difference + modulus, modulus // 2, value, gap)
 
@@ -40,7 +45,13 @@ def _decide(difference: pl.Expr, wrapped: pl.Expr, plausible: pl.Expr, value: pl
     step = pl.when(difference >= 0).then(difference).when(is_wrap.fill_null(False)).then(wrapped).when(difference < 0).then(value)
     late = pl.col("event_time") - pl.col("before_time") > gap
     code = pl.when(difference.is_null()).then(None)
-    code = code.when(difference >= 0).then(late.cast(pl.UInt8)).when(is_wrap.fill_null(False)).then(pl.lit(2, pl.UInt8)).otherwise(pl.lit(3, pl.UInt8))
+    code = (
+        code.when(difference >= 0)
+        .then(late.cast(pl.UInt8))
+        .when(is_wrap.fill_null(False))
+        .then(pl.lit(2, pl.UInt8))
+        .otherwise(pl.lit(3, pl.UInt8))
+    )
     is_counter = pl.col("counter_bits") > 0
     return [
         pl.when(is_counter).then(step.cast(pl.Float64)).alias("step"),

@@ -35,9 +35,7 @@ def recover(partition: int, position: int, last_rows: pl.DataFrame, replayed: Ba
     `last_rows`: LAST_ROWS. `replayed`: pending entries at or before the position. `active`: the alerts that stand, as
     ACTIVE with names in place of `series`.
     """
-    events = replayed.events.with_columns(
-        log_time=log_time(pl.col("entry")), window=window_of(pl.col("event_time"), semantics.width)
-    )
+    events = replayed.events.with_columns(log_time=log_time(pl.col("entry")), window=window_of(pl.col("event_time"), semantics.width))
     devices = _devices(partition, last_rows, events, semantics)
     names = list(SERIES_NAMES)
     known = pl.concat([last_rows.select(names), events.select(names), active.select(names)]).unique(maintain_order=True)
@@ -58,9 +56,9 @@ def recover(partition: int, position: int, last_rows: pl.DataFrame, replayed: Ba
         devices=devices,
         windows=open_rows.group_by("device", "window").agg(pl.col("partition").first(), rows=pl.len()).select(list(WINDOWS)),
         open=open_rows,
-        active=active.join(series.select("series", *names), on=names).drop(names).select(
-            "rule", "series", pl.lit(partition, pl.Int32).alias("partition"), "severity", "firing", "since", "time", "value", "bound"
-        ),
+        active=active.join(series.select("series", *names), on=names)
+        .drop(names)
+        .select("rule", "series", pl.lit(partition, pl.Int32).alias("partition"), "severity", "firing", "since", "time", "value", "bound"),
         rules_version=-1,
         next_series=series.height,
     )
@@ -68,7 +66,11 @@ def recover(partition: int, position: int, last_rows: pl.DataFrame, replayed: Ba
 
 def _devices(partition: int, last_rows: pl.DataFrame, events: pl.DataFrame, semantics: Semantics) -> pl.DataFrame:
     in_lake = last_rows.group_by("device").agg(pl.col("newest").max(), pl.col("arrived").max(), pl.col("closed_to").max())
-    newest = pl.concat([in_lake.select("device", "newest"), events.select("device", newest="event_time")]).group_by("device").agg(pl.col("newest").max())
+    newest = (
+        pl.concat([in_lake.select("device", "newest"), events.select("device", newest="event_time")])
+        .group_by("device")
+        .agg(pl.col("newest").max())
+    )
     # Rows that came too late became dead letters and left no trace on their device.
     events = events.join(newest, on="device").filter(pl.col("newest") - pl.col("event_time") <= semantics.lateness_max)
     arrived = events.select("device", arrived="log_time")

@@ -182,7 +182,9 @@ class _Reader:
         mildest = raised[0]
         clear = given.get("clear", mildest)
         if sign * clear > sign * mildest:
-            raise self.fail((*path, "clear"), f"must not be {'above' if upper else 'below'} {SEVERITIES[0] if 'warning' in given else SEVERITIES[1]}")
+            raise self.fail(
+                (*path, "clear"), f"must not be {'above' if upper else 'below'} {SEVERITIES[0] if 'warning' in given else SEVERITIES[1]}"
+            )
         return Levels(given.get("warning"), given.get("critical"), clear)
 
     def scope(self, value: dict, path: tuple, base: Scope | None) -> Scope:

@@ -37,6 +37,7 @@ DEAD_LETTERS = pl.Schema(
     }
 )
 
+
 def entry_id(milliseconds: int, sequence: int) -> int:
     """The Int64 form of the stream id `milliseconds-sequence`."""
     return milliseconds << SEQUENCE_BITS | sequence
@@ -85,7 +86,9 @@ AGGREGATES = pl.Schema(
         "arrived": pl.Int64(),
     }
 )
-LATE = pl.Schema({**_PLACE, "event_time": pl.Int64(), "window": pl.Int64(), "lateness": pl.Int64(), "value": pl.Float64(), "entry": pl.Int64()})
+LATE = pl.Schema(
+    {**_PLACE, "event_time": pl.Int64(), "window": pl.Int64(), "lateness": pl.Int64(), "value": pl.Float64(), "entry": pl.Int64()}
+)
 ANOMALIES = pl.Schema(
     {
         **_PLACE,

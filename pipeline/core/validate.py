@@ -144,9 +144,7 @@ def _name_rules(names: pl.Series, field: str, limits: Limits) -> pl.Series:
     return names.alias("name").to_frame().select(rule.cast(pl.UInt8)).to_series()
 
 
-def _checks(
-    rows: pl.DataFrame, names: dict[str, pl.Series], tags: pl.Series | None, received_at_us: int, limits: Limits
-) -> list[pl.Expr]:
+def _checks(rows: pl.DataFrame, names: dict[str, pl.Series], tags: pl.Series | None, received_at_us: int, limits: Limits) -> list[pl.Expr]:
     """Per rule that some row fails, an expression that gives its number in those rows and null in others, in the order of RULES."""
     latest = received_at_us + limits.future_skew_max_us
     time, value = pl.col("event_time"), pl.col("value")

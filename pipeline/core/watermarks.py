@@ -101,7 +101,10 @@ def heaviest(windows: pl.DataFrame, devices: pl.DataFrame, semantics: Semantics)
         excess = rows - semantics.open_rows_max * 7 // 8
         mine = windows.filter(pl.col("partition") == partition).with_columns(pl.col("device").cast(pl.String))
         weight = dict(mine.group_by("device").agg(pl.col("rows").sum()).iter_rows())
-        queue = {key[0]: list(group.sort("window", descending=True).select("window", "rows").iter_rows()) for key, group in mine.group_by("device")}
+        queue = {
+            key[0]: list(group.sort("window", descending=True).select("window", "rows").iter_rows())
+            for key, group in mine.group_by("device")
+        }
         while excess > 0:
             device = min(weight, key=lambda name: (-weight[name], name))
             window, freed = queue[device].pop()

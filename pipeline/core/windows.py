@@ -82,7 +82,9 @@ def summarise(closed: pl.DataFrame, before: pl.DataFrame, semantics: Semantics) 
     if repeats.is_empty():
         summaries = summaries.with_columns(repeated=pl.lit(0, pl.UInt32))
     else:
-        summaries = summaries.join(repeats, on=["series", "window"], how="left", maintain_order="left").with_columns(pl.col("repeated").fill_null(0))
+        summaries = summaries.join(repeats, on=["series", "window"], how="left", maintain_order="left").with_columns(
+            pl.col("repeated").fill_null(0)
+        )
     return _shape(summaries, revision=False)
 
 
@@ -136,10 +138,14 @@ def _with_steps(rows: pl.DataFrame, before: pl.DataFrame, semantics: Semantics) 
 
 
 def _with_increase(summaries: pl.DataFrame, rows: pl.DataFrame) -> pl.DataFrame:
-    steps = rows.filter(pl.col("step").is_not_null()).group_by("series", "window").agg(
-        increase=pl.col("step").sum(),
-        quality_code=pl.col("quality_code").max(),
-        elapsed=pl.col("event_time").max() - pl.col("before_time").min(),
+    steps = (
+        rows.filter(pl.col("step").is_not_null())
+        .group_by("series", "window")
+        .agg(
+            increase=pl.col("step").sum(),
+            quality_code=pl.col("quality_code").max(),
+            elapsed=pl.col("event_time").max() - pl.col("before_time").min(),
+        )
     )
     rate = pl.when(pl.col("elapsed") > 0).then(pl.col("increase") / pl.col("elapsed") * 1e6)
     return summaries.join(steps, on=["series", "window"], how="left", maintain_order="left").with_columns(rate=rate)
@@ -148,5 +154,6 @@ def _with_increase(summaries: pl.DataFrame, rows: pl.DataFrame) -> pl.DataFrame:
 def _shape(summaries: pl.DataFrame, *, revision: bool) -> pl.DataFrame:
     have = set(summaries.columns)
     return summaries.with_columns(revision=pl.lit(revision)).select(
-        pl.col(name).cast(dtype) if name in have or name == "revision" else pl.lit(None, dtype).alias(name) for name, dtype in SUMMARIES.items()
+        pl.col(name).cast(dtype) if name in have or name == "revision" else pl.lit(None, dtype).alias(name)
+        for name, dtype in SUMMARIES.items()
     )

@@ -17,7 +17,9 @@ from pipeline.stores.connection import script, translated
 POSITION = b"@position"
 TRANSITIONS_MAX = 100_000  # of one partition, kept for readers that were away
 _STATE = ("severity", "firing", "since", "time", "value", "bound")
-NAMED = pl.Schema({**{name: pl.Categorical() for name in SERIES_NAMES}, **{k: v for k, v in ACTIVE.items() if k not in ("series", "partition")}})
+NAMED = pl.Schema(
+    {**{name: pl.Categorical() for name in SERIES_NAMES}, **{k: v for k, v in ACTIVE.items() if k not in ("series", "partition")}}
+)
 
 
 def _key(row: dict) -> str:
@@ -42,7 +44,9 @@ class AlertLog:
             rows.append({"rule": rule, **dict(zip(SERIES_NAMES, names, strict=True)), **json.loads(state)})
         return position, pl.DataFrame(rows, schema=NAMED)
 
-    def apply(self, partition: int, token: int, position: int, before: pl.DataFrame, after: pl.DataFrame, transitions: Sequence[dict]) -> None:
+    def apply(
+        self, partition: int, token: int, position: int, before: pl.DataFrame, after: pl.DataFrame, transitions: Sequence[dict]
+    ) -> None:
         """Move the alerts of a partition (NAMED frames before and after) to `position`, and publish the transitions.
 
         Once: the same or an older position changes nothing.
@@ -95,7 +99,7 @@ class AlertReader:
             for key in self._keys:
                 pipe.xreadgroup(self.GROUP, self._consumer, {key: "0" if pending else ">"}, count=count)
             for reply in pipe.execute():
-                for key, entries in (reply.items() if isinstance(reply, dict) else reply):
+                for key, entries in reply.items() if isinstance(reply, dict) else reply:
                     entries = entries[0] if isinstance(reply, dict) else entries
                     found += [(key.decode(), entry, json.loads(fields[b"t"])) for entry, fields in entries if fields]
         return found

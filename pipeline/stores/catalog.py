@@ -25,7 +25,6 @@ from pipeline.stores.lake import Lake, first_line
 FILE = "catalog.duckdb"  # beside the lake, under the data folder
 
 
-
 def _table(name: str) -> str:
     # Only a function of constants and variables can name a table inside a view: no subquery, no search path.
     return f"delta_scan(coalesce(getvariable('lake'), 'data/lake') || '/{name}')"

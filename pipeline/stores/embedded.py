@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import shutil
@@ -85,10 +86,8 @@ class EmbeddedRedis:
     def _stop_leftover(self) -> None:
         if not self._socket.exists():
             return
-        try:
+        with contextlib.suppress(redis.RedisError):  # nobody listens: the socket is all that is left
             connect(self.url, 2).shutdown(nosave=True)
-        except redis.RedisError:
-            pass  # nobody listens: the socket is all that is left
         deadline = time.monotonic() + STOP_SECONDS
         while self._socket.exists() and time.monotonic() < deadline:
             try:

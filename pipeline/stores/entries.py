@@ -29,9 +29,7 @@ def to_batch(entries: Mapping[int, Sequence[Entry]]) -> Batch:
         dead = pl.concat([dead, pl.DataFrame(rows, schema=DEAD_ROWS, orient="row")])
     return Batch(
         events.select(pl.col(name).cast(dtype) for name, dtype in BATCH_EVENTS.items()),
-        pl.DataFrame(
-            {"partition": [p for p, _ in flat], "entry": [e.id for _, e in flat], "rows": event_rows}, schema=ENTRIES
-        ),
+        pl.DataFrame({"partition": [p for p, _ in flat], "entry": [e.id for _, e in flat], "rows": event_rows}, schema=ENTRIES),
         dead,
     )
 
@@ -64,5 +62,3 @@ def _check(table: pa.Table) -> None:
     for name in EVENTS:
         if name != "exact" and table.column(name).null_count:
             raise Invalid(f"a payload has no {name} in some row")
-
-

@@ -128,7 +128,9 @@ class Lake:
         for name, value in {"partitions": partitions, **semantics_of_lake(semantics)}.items():
             if found.get(name) != value:
                 variable = f"PIPELINE_{name.upper()}"
-                raise Invalid(f"{self.location} was made with {variable}={found.get(name)}, not {value}: set that, or choose another --data")
+                raise Invalid(
+                    f"{self.location} was made with {variable}={found.get(name)}, not {value}: set that, or choose another --data"
+                )
 
     def _check_writable(self) -> None:
         if "://" in self.location:
@@ -238,15 +240,21 @@ class Lake:
         if not files:
             return known
         key = ["partition", *SERIES_NAMES]
-        rows = self._scan(sorted(files)).filter(where).select(
-            *key, "window_start", "revision", "last", "last_exact", "last_time", "newest", "arrived"
+        rows = (
+            self._scan(sorted(files))
+            .filter(where)
+            .select(*key, "window_start", "revision", "last", "last_exact", "last_time", "newest", "arrived")
         )
-        base = rows.filter(~pl.col("revision")).group_by(key).agg(
-            pl.col("last", "last_exact", "last_time").sort_by("window_start").last(), closed_to=pl.col("window_start").max()
+        base = (
+            rows.filter(~pl.col("revision"))
+            .group_by(key)
+            .agg(pl.col("last", "last_exact", "last_time").sort_by("window_start").last(), closed_to=pl.col("window_start").max())
         )
         seen = rows.group_by(key).agg(pl.col("newest", "arrived").max())
-        found = seen.join(base, on=key, how="left").collect().with_columns(
-            pl.col("closed_to", "last_time", "newest", "arrived").cast(pl.Datetime("us")).to_physical()
+        found = (
+            seen.join(base, on=key, how="left")
+            .collect()
+            .with_columns(pl.col("closed_to", "last_time", "newest", "arrived").cast(pl.Datetime("us")).to_physical())
         )
         found = found.with_columns(closed_to=(pl.col("closed_to") + semantics.width).fill_null(NEVER))
         found = found.select(pl.col(name).cast(dtype) for name, dtype in SERIES_TABLE.items())
@@ -265,7 +273,11 @@ class Lake:
         properties = CommitProperties(app_transactions=[Transaction("aggregates", version)], max_commit_retries=self._retries)
         data = newest.with_columns(pl.col(SERIES_NAMES).cast(pl.String), pl.col("last_exact").cast(pl.Decimal(20, 0))).to_arrow()
         write_deltalake(
-            self._handle("series"), data.cast(_SCHEMAS["series"]), mode="overwrite", commit_properties=properties, storage_options=self._options
+            self._handle("series"),
+            data.cast(_SCHEMAS["series"]),
+            mode="overwrite",
+            commit_properties=properties,
+            storage_options=self._options,
         )
         return newest.height
 
@@ -332,9 +344,11 @@ _WRITER = WriterProperties(compression="ZSTD", compression_level=1)
 def merge_newest(known: pl.DataFrame, found: pl.DataFrame) -> pl.DataFrame:
     """One SERIES_TABLE row per series of two: the later last sample, the largest of the rest."""
     both = pl.concat([known, found]).sort("last_time", nulls_last=False, maintain_order=True)
-    return both.group_by("partition", *SERIES_NAMES, maintain_order=True).agg(
-        pl.col("last", "last_exact", "last_time").last(), pl.col("newest", "arrived", "closed_to").max()
-    ).select(list(SERIES_TABLE))
+    return (
+        both.group_by("partition", *SERIES_NAMES, maintain_order=True)
+        .agg(pl.col("last", "last_exact", "last_time").last(), pl.col("newest", "arrived", "closed_to").max())
+        .select(list(SERIES_TABLE))
+    )
 
 
 def semantics_of_lake(semantics: Semantics) -> dict[str, float]:

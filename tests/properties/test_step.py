@@ -20,9 +20,7 @@ from pipeline.testing import no_alerts
 from tests.oracle import Oracle
 
 S = 1_000_000
-SEMANTICS = Semantics(
-    width=10 * S, disorder=4 * S, idle_after=12 * S, lateness_max=60 * S, open_rows_max=25, counter_gap=300 * S
-)
+SEMANTICS = Semantics(width=10 * S, disorder=4 * S, idle_after=12 * S, lateness_max=60 * S, open_rows_max=25, counter_gap=300 * S)
 RULES = parse(
     {
         "rules": [
@@ -124,7 +122,9 @@ def test_batch_boundaries_change_nothing(data):
 
     whole_state, whole = step(State(), batch(entries), RULES, SEMANTICS)
     for name in ("anomalies", "transitions", "late"):
-        assert sorted(map(repr, pl.concat([getattr(o, name) for o in outputs]).rows())) == sorted(map(repr, getattr(whole, name).rows())), name
+        assert sorted(map(repr, pl.concat([getattr(o, name) for o in outputs]).rows())) == sorted(map(repr, getattr(whole, name).rows())), (
+            name
+        )
     assert sorted(map(repr, state.active.rows())) == sorted(map(repr, whole_state.active.rows()))
 
 
@@ -168,8 +168,11 @@ class Lake:
         if not self.rows["aggregates"]:
             return LAST_ROWS.to_frame()
         rows = pl.concat(self.rows["aggregates"])
-        base = rows.filter(~pl.col("revision")).sort("window").group_by(SERIES_NAMES).agg(
-            pl.col("last", "last_exact", "last_time").last(), closed_to=pl.col("window").max() + SEMANTICS.width
+        base = (
+            rows.filter(~pl.col("revision"))
+            .sort("window")
+            .group_by(SERIES_NAMES)
+            .agg(pl.col("last", "last_exact", "last_time").last(), closed_to=pl.col("window").max() + SEMANTICS.width)
         )
         seen = rows.group_by(SERIES_NAMES).agg(pl.col("newest", "arrived").max())
         joined = seen.join(base, on=SERIES_NAMES, how="left").with_columns(pl.col("closed_to").fill_null(NEVER))
