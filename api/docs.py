@@ -115,7 +115,10 @@ def events_operation() -> dict[str, Any]:
             "400": _refusal("The body cannot be parsed; the message says where"),
             "413": _refusal("Too many bytes, also after decompression, or too many events"),
             "415": _refusal("A content type or content encoding that is not known"),
-            "422": _refusal("No event in the body; an Arrow column missing or of a wrong type; a key that was used for another body"),
+            "422": _refusal(
+                "No event in the body; an Arrow column missing or of a wrong type; a key that was used for another body; "
+                "a body that cannot be processed"
+            ),
             "503": _refusal("Cannot be stored now: come again", retry=True),
         },
     }

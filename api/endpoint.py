@@ -13,6 +13,7 @@ from api import models
 from api.decode import Body, DecodeLimits, decode, decompress
 from api.ingest import Ingest
 from api.models import Refusal
+from api.poison import ENDING, told
 from pipeline.errors import PipelineError
 from pipeline.settings import Settings
 
@@ -59,9 +60,12 @@ class EventsEndpoint:
             headers.append((b"retry-after", b"1"))
         except Disconnected:
             return
-        except Exception:
-            _log.exception("a body could not be processed")
-            status, answer = 500, Refusal(500, "internal", "the body could not be processed").body()
+        except ENDING:
+            raise
+        except BaseException:  # a panic in Polars is no Exception
+            _log.exception("a request failed")
+            status, answer = 503, Refusal(503, "unavailable", "the request could not be processed").body()
+            headers.append((b"retry-after", b"1"))
         headers += [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(answer))]
         await send({"type": "http.response.start", "status": status, "headers": headers})
         await send({"type": "http.response.body", "body": answer})
@@ -89,15 +93,23 @@ class EventsEndpoint:
             payload, body = await self._decode_beside(payload, content_type.decode("latin-1"), encoding.decode("latin-1"), key is not None)
         elif encoding and key is not None:
             payload = decompress(payload, encoding.decode("latin-1"), self._limits.body_decompressed_bytes_max)
-            body = decode(payload, content_type.decode("latin-1"), "", self._limits)
+            body = self._decode(payload, content_type.decode("latin-1"), "")
         else:
-            body = decode(payload, content_type.decode("latin-1"), encoding.decode("latin-1"), self._limits)
+            body = self._decode(payload, content_type.decode("latin-1"), encoding.decode("latin-1"))
         if key is None:
             return models.answer(*await self._ingest.submit(body, arrival_us))
         answer, replay = await self._ingest.once(key.decode("latin-1"), payload, body, arrival_us)
         if replay:
             headers.append((b"idempotent-replay", b"true"))
         return answer
+
+    def _decode(self, payload: bytes, content_type: str, encoding: str) -> Body:
+        try:
+            return decode(payload, content_type, encoding, self._limits)
+        except (Refusal, *ENDING):
+            raise
+        except BaseException as error:
+            raise told(error, "decoded") from None
 
     async def _read(self, message: MutableMapping[str, Any], receive: Receive) -> bytes:
         """The whole body; never more than the bound of one, nor of all together, in memory."""
@@ -123,9 +135,9 @@ class EventsEndpoint:
     async def _decode_beside(self, payload: bytes, content_type: str, encoding: str, keyed: bool) -> tuple[bytes, Body]:
         def work() -> tuple[bytes, Body]:
             if not encoding:
-                return payload, decode(payload, content_type, "", self._limits)
+                return payload, self._decode(payload, content_type, "")
             plain = decompress(payload, encoding, self._limits.body_decompressed_bytes_max)
-            return plain if keyed else b"", decode(plain, content_type, "", self._limits)
+            return plain if keyed else b"", self._decode(plain, content_type, "")
 
         size = len(payload) * (_COMPRESSION if encoding else 1)
         if self._reading_bytes + size > self._reading_bytes_max and self._reading_bytes:

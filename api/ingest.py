@@ -1,7 +1,8 @@
 """Group commit: bodies wait a moment for each other, are built into entries together, and are answered once Redis has them.
 
 One flusher takes all that waits; while one group is on its way to Redis the next is being built. Only one append is in
-flight, so a device's events reach its stream in the order of arrival.
+flight, so a device's events reach its stream in the order of arrival. A group that cannot be built is built again in halves,
+so that a body which breaks whatever it meets is refused alone, and holds up nobody.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from api import models
 from api.decode import Body
 from api.group import Built, Outcome, build
 from api.models import Refusal
+from api.poison import ENDING, told
 from pipeline.core.validate import Limits
 from pipeline.errors import PipelineError, Unavailable
 from pipeline.settings import Settings
@@ -82,6 +84,7 @@ class Ingest:
 
     async def start(self) -> None:
         self._flusher = asyncio.create_task(self._flush(), name="flusher")
+        self._flusher.add_done_callback(self._ended)
 
     async def stop(self) -> None:
         """Flush what waits, then end. Bounded by the caller."""
@@ -98,12 +101,18 @@ class Ingest:
         running = self._flusher is not None and not self._flusher.done()
         return running and (not self._held or time.monotonic() - self._progress < STUCK_SECONDS)
 
+    def waiting(self) -> int:
+        """How many bodies wait to be taken into a group."""
+        return len(self._waiting)
+
     # ---- admission -------------------------------------------------------------------------------------------------------------
 
     def admit(self, events: int) -> None:
         """The one place that decides whether a body may join the queue. Refusal: not now, and when to come again."""
         if self._stopping:
             raise Refusal(503, "stopping", "the service is stopping", retry_after_seconds=1)
+        if self._flusher is None or self._flusher.done():
+            raise Unavailable("the flusher does not run")
         if self._held + events > self._settings.ingest_queue_events_max:
             raise Refusal(503, "busy", f"{self._held} events wait to be stored already", retry_after_seconds=1)
 
@@ -173,18 +182,37 @@ class Ingest:
                 if linger and not self._stopping and self._queued < self._enough:
                     with contextlib.suppress(TimeoutError):
                         await asyncio.wait_for(self._full.wait(), linger)
-            group = self._take()
-            try:
-                built = await self._build(group)
-            except Exception:
-                _log.exception("a group of %d bodies could not be built", len(group))
-                self._finish(group, [Refusal(500, "internal", "the body could not be processed")] * len(group))
-                continue
-            if self._append is not None:
-                await self._append
-            self._append = asyncio.create_task(self._send(group, built))
+            await self._process(self._take())
         if self._append is not None:
             await self._append
+
+    async def _process(self, group: list[_Waiting]) -> None:
+        """Build a group and have it sent. Where that breaks, its halves, in their order: all but the body at fault get through."""
+        try:
+            built = await self._build(group)
+        except ENDING:
+            raise
+        except BaseException as error:  # a panic in Polars is no Exception
+            if len(group) == 1:
+                self._finish(group, [told(error, "built")])
+                return
+            self._warn(f"a group of {len(group)} bodies could not be built ({type(error).__name__}); its halves are tried")
+            middle = len(group) // 2
+            await self._process(group[:middle])
+            await self._process(group[middle:])
+            return
+        if self._append is not None:
+            await self._append
+        self._append = asyncio.create_task(self._send(group, built))
+
+    def _ended(self, flusher: asyncio.Task[None]) -> None:
+        """Where the flusher has died, hold nobody: `admit` refuses from now on, `alive` is False, and what waits is answered."""
+        if not flusher.cancelled() and (error := flusher.exception()) is not None:
+            _log.critical("the flusher has died", exc_info=error)
+        group = list(self._waiting)
+        self._waiting.clear()
+        self._queued = 0
+        self._finish(group, [Unavailable("the flusher does not run")] * len(group))
 
     def _take(self) -> list[_Waiting]:
         """All that waits, up to the bound of a group; at least one body."""
@@ -209,18 +237,22 @@ class Ingest:
 
     async def _send(self, group: list[_Waiting], made: tuple[Built, list[Group]]) -> None:
         built, entries = made
-        results: list[Outcome | BaseException] = list(built.outcomes)
+        results: list[Outcome | BaseException] = [Unavailable("the append broke off")] * len(group)
         try:
             failed = await self._append_all(built, entries)
-        except Exception:
+            if failed:
+                self._warn(f"{len(failed)} of {len(entries)} entries were not appended; the first: {next(iter(failed.values()))}")
+            outcomes: list[Outcome | BaseException] = list(built.outcomes)
+            for partition, error in failed.items():
+                for number in built.bodies(partition):
+                    outcomes[number] = error
+            results = outcomes
+        except ENDING:
+            raise
+        except BaseException:
             _log.exception("a group of %d bodies could not be appended", len(group))
-            failed = {entry.partition: Unavailable("Redis could not take it") for entry in entries}
-        if failed:
-            self._warn(f"{len(failed)} of {len(entries)} entries were not appended; the first: {next(iter(failed.values()))}")
-        for partition, error in failed.items():
-            for number in built.bodies(partition):
-                results[number] = error
-        self._finish(group, results)
+        finally:
+            self._finish(group, results)
 
     async def _append_all(self, built: Built, entries: list[Group]) -> dict[int, Unavailable]:
         """Append every entry; what is in a partition already is left out. The partitions that could not take theirs."""
