@@ -122,8 +122,14 @@ def _seconds(text: str) -> float:
 
 
 def _settings(args: argparse.Namespace, **overrides: object) -> Settings:
-    data = getattr(args, "data", None)
-    return load(**({"data_dir": data} if data else {}), **overrides)
+    """The settings of this environment and command line. What is fixed when a lake is made, and not set, is as it was made."""
+    from pipeline.stores.lake import lake_settings
+
+    if data := getattr(args, "data", None):
+        overrides["data_dir"] = data
+    settings = load(**overrides)
+    made_with = {name: value for name, value in lake_settings(settings.lake).items() if name not in settings.model_fields_set}
+    return load(**made_with, **overrides) if made_with else settings
 
 
 def _with_redis(args: argparse.Namespace) -> Settings:
@@ -160,21 +166,17 @@ def _run_role(role) -> int:
 def _up(args: argparse.Namespace) -> int:
     import shlex
 
-    from pipeline.stores.lake import lake_settings
     from pipeline.supervisor import Supervisor
 
     overrides: dict[str, object] = {} if args.port is None else {"api_port": args.port}
-    settings = _settings(args, **overrides)
     if args.window is not None:
-        # Short windows ask for a shorter patience too, unless it is set.
-        patience = {"disorder_seconds": args.window / 2, "idle_after_seconds": args.window * 1.5, "tick_interval_seconds": args.window / 5}
-        chosen = {name: value for name, value in patience.items() if name not in settings.model_fields_set}
         if args.window != int(args.window) or args.window < 1:
             raise Invalid(f"--window {args.window:g}s: must be a whole number of seconds, at least 1")
-        settings = _settings(args, window_seconds=int(args.window), **chosen, **overrides)
-    elif found := lake_settings(settings.lake):
-        kept = {name: value for name, value in found.items() if name not in settings.model_fields_set}
-        settings = _settings(args, **kept, **overrides)
+        # Short windows ask for a shorter patience too, unless it is set.
+        patience = {"disorder_seconds": args.window / 2, "idle_after_seconds": args.window * 1.5, "tick_interval_seconds": args.window / 5}
+        given = load().model_fields_set
+        overrides |= {"window_seconds": int(args.window), **{name: value for name, value in patience.items() if name not in given}}
+    settings = _settings(args, **overrides)
     _log_to_stderr()
     supervisor = Supervisor(
         settings, without=set(args.without), workers=args.workers, simulate=shlex.split(args.simulate), as_json=args.json,
@@ -225,7 +227,7 @@ def _rulebook(args: argparse.Namespace):
 
 def _read(path: Path) -> str:
     try:
-        return sys.stdin.read() if str(path) == "-" else path.read_text()
+        return sys.stdin.read() if str(path) == "-" else path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise Invalid(f"cannot read {path}: {getattr(error, 'strerror', None) or 'it is not UTF-8 text'}") from None
 

@@ -5,11 +5,12 @@ Every bound, wait and retry of the system has its field here, with the unit last
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
-from pydantic import AliasChoices, Field, ValidationError, model_validator
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic import AliasChoices, Field, ValidationError, field_validator, model_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from pipeline.errors import Invalid
 
@@ -17,7 +18,8 @@ PREFIX = "PIPELINE_"
 SECOND_US = 1_000_000
 
 Positive = Annotated[int, Field(ge=1)]
-Seconds = Annotated[float, Field(gt=0, le=10 * 365 * 86_400)]
+LONGEST_SECONDS = 10 * 365 * 86_400
+Seconds = Annotated[float, Field(gt=0, le=LONGEST_SECONDS)]
 
 
 class Settings(BaseSettings):
@@ -61,14 +63,15 @@ class Settings(BaseSettings):
     name_chars_max: Positive = 256
     tags_max: Positive = 16
     dead_letter_chars_max: Positive = 2048
-    future_skew_max_seconds: Annotated[float, Field(ge=0)] = 60
+    future_skew_max_seconds: Annotated[float, Field(ge=0, le=LONGEST_SECONDS)] = 60
     group_linger_ms: Annotated[int, Field(ge=0, le=1000)] = 5
     group_events_max: Positive = 50_000
     ingest_queue_events_max: Positive = 400_000
     ingest_queue_bytes_max: Positive = 256 * 1024**2  # of bodies being read or decoded
     ingest_stop_seconds: Seconds = 30  # how long a stop waits for the requests that were accepted
     idempotency_seconds: Positive = 300
-    counter_metrics: dict[str, int] = Field(default_factory=dict)  # further metric name patterns -> counter bits (0: gauge)
+    # further metric name patterns -> the bits at which their counters wrap (0: gauge); in the environment as JSON
+    counter_metrics: Annotated[dict[str, Literal[0, 32, 53, 64]], NoDecode] = Field(default_factory=dict)
 
     # Redis
     embedded_memory_max_mb: Positive = 1024  # of the server that `telemetry up` starts when no URL is set
@@ -85,12 +88,20 @@ class Settings(BaseSettings):
     # Notifier
     notify_retries_max: Positive = 5
 
+    @field_validator("counter_metrics", mode="before")
+    @classmethod
+    def _from_json(cls, value: object) -> object:
+        try:
+            return json.loads(value) if isinstance(value, str) else value
+        except ValueError:
+            raise ValueError('must be a JSON object, such as {"vendor-*-count": 32}') from None
+
     @model_validator(mode="after")
     def _relations(self) -> Self:
-        if self.group_events_max > self.ingest_queue_events_max:
-            raise ValueError("group_events_max must not exceed ingest_queue_events_max")
-        if self.body_events_max > self.ingest_queue_events_max:
-            raise ValueError("body_events_max must not exceed ingest_queue_events_max")
+        for name in ("group_events_max", "body_events_max"):
+            if (value := getattr(self, name)) > self.ingest_queue_events_max:
+                most = f"{PREFIX}INGEST_QUEUE_EVENTS_MAX, which is {self.ingest_queue_events_max}"
+                raise ValueError(f"{PREFIX}{name.upper()}={value}: must be at most {most}")
         return self
 
     @property
@@ -107,11 +118,25 @@ def load(**overrides: object) -> Settings:
         raise Invalid("\n".join(_line(problem) for problem in error.errors())) from None
 
 
+_COMPLAINTS = {
+    "greater_than_equal": "must be at least {ge:.12g}",
+    "greater_than": "must be more than {gt:.12g}",
+    "less_than_equal": "must be at most {le:.12g}",
+    "int_parsing": "must be a whole number",
+    "int_from_float": "must be a whole number",
+    "float_parsing": "must be a number",
+    "literal_error": "must be {expected}",
+    "dict_type": "must be a JSON object",
+}
+
+
 def _line(problem: dict) -> str:
     name = str(problem["loc"][0]) if problem["loc"] else ""
-    message = problem["msg"].removeprefix("Value error, ")
+    complaint = _COMPLAINTS.get(problem["type"])
+    message = complaint.format(**problem.get("ctx", {})) if complaint else problem["msg"].removeprefix("Value error, ")
     if not name:
-        return f"settings: {message}"
+        return message  # of a relation, which names its fields itself
     variable = name.upper() if name.upper().startswith((PREFIX, "REDIS")) else PREFIX + name.upper()
+    place = "".join(f"[{part}]" for part in problem["loc"][1:])
     shown = "***" if "url" in name.lower() else problem["input"]
-    return f"{variable}={shown}: {message[0].lower()}{message[1:]}"
+    return f"{variable}{place}={shown}: {message[0].lower()}{message[1:]}"

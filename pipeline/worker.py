@@ -21,12 +21,13 @@ import polars as pl
 from apscheduler.schedulers.background import BackgroundScheduler
 
 from pipeline.core.assignment import plan
-from pipeline.core.batch import Output, State, step
+from pipeline.core.batch import Output, State
 from pipeline.core.recovery import recover
 from pipeline.core.rules import SEVERITIES, Rules
 from pipeline.core.schema import SERIES_NAMES
 from pipeline.core.semantics import Semantics
 from pipeline.errors import Fenced, Invalid, PipelineError, Unavailable
+from pipeline.isolation import step_safely
 from pipeline.settings import Settings
 from pipeline.stores.alertlog import NAMED, AlertLog
 from pipeline.stores.connection import check_server, connect
@@ -148,6 +149,7 @@ class Worker:
             try:
                 for warning in check_server(self._client):
                     log.warning(warning)
+                self._streams.agree(self._settings.partitions)
                 self._lake.create(self._semantics, self._settings.partitions)
                 self._reload_rules()
                 return
@@ -169,6 +171,7 @@ class Worker:
             elif self._rulebook.version() == 0:
                 self._rulebook.restore(self._document)
             newest = self._rulebook.get()
+            self._streams.agree(self._settings.partitions)  # also in a Redis that lost its memory
             if (newest.number, newest.document) != (self._rules.version, self._document):
                 self._rules = read_document(newest.document, newest.number)
                 self._document = newest.document
@@ -239,7 +242,7 @@ class Worker:
         rest = [entry for entry in pending if entry.id > position]
         for stop in sorted(set(ahead.values())):
             upto, rest = [e for e in rest if e.id <= stop], [e for e in rest if e.id > stop]
-            state, output = step(state, to_batch({partition: upto}), self._rules, self._semantics)
+            state, output = step_safely(state, {partition: upto}, self._rules, self._semantics)
             has = {table for table, at in ahead.items() if at >= stop}
             if "alerts" in has:
                 output = replace(output, transitions=output.transitions.clear())
@@ -248,7 +251,7 @@ class Worker:
         while rest:
             self._progress = time.monotonic()
             part, rest = rest[: self._settings.read_entries_max], rest[self._settings.read_entries_max :]
-            state, output = step(state, to_batch({partition: part}), self._rules, self._semantics)
+            state, output = step_safely(state, {partition: part}, self._rules, self._semantics)
             self._keep(output, state)
         self._state = self._state.with_partition(state)
 
@@ -280,7 +283,7 @@ class Worker:
         if self._made_rows < self._settings.uncommitted_rows_max:
             entries, full = self._read()
             if entries:
-                self._state, output = step(self._state, to_batch(entries), self._rules, self._semantics)
+                self._state, output = step_safely(self._state, entries, self._rules, self._semantics)
                 self._keep(output, self._state)
         self._raise_alerts()
         self._commit_when_due()

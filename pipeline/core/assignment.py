@@ -21,18 +21,16 @@ def shares(workers: Sequence[str], held: Mapping[str, int], partitions: int) -> 
 def plan(me: str, workers: Sequence[str], holders: Mapping[int, str | None]) -> Plan:
     """What `me` should take and give back now, as everyone that sees the same members and holders finds it.
 
-    A worker gives back what is beyond its share, and takes what nobody holds up to its share. A partition moves only
-    when its holder has too many, so that a stable set of workers comes to rest.
+    A worker gives back what is beyond its share, and takes what nobody holds up to its share; no two reach for the same.
+    A partition moves only when its holder has too many, so that a stable set of workers comes to rest.
     """
     members = sorted({*workers, me})
     held: dict[str, list[int]] = {}
     for partition, owner in sorted(holders.items()):
         if owner is not None:
             held.setdefault(owner, []).append(partition)
-    share = shares(members, {name: len(mine) for name, mine in held.items()}, len(holders))[me]
-    mine = held.get(me, [])
+    share = shares(members, {name: len(mine) for name, mine in held.items()}, len(holders))
+    lacks = {name: max(0, share[name] - len(held.get(name, []))) for name in members}
     free = [partition for partition, owner in sorted(holders.items()) if owner is None]
-    # Each starts at another place among the free ones, so that they rarely reach for the same.
-    start = members.index(me) * len(free) // len(members)
-    free = free[start:] + free[:start]
-    return Plan(acquire=free[: max(0, share - len(mine))], release=mine[share:])
+    start = sum(lacks[name] for name in members[: members.index(me)])  # what those before take
+    return Plan(acquire=free[start : start + lacks[me]], release=held.get(me, [])[share[me] :])

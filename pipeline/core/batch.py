@@ -327,6 +327,7 @@ def _anomaly_rows(flagged: pl.DataFrame, names: pl.DataFrame, version: int) -> p
 
 def _dead_rows(too_late: pl.DataFrame) -> pl.DataFrame:
     """Events that came too late, as dead letters; `event` is JSON as ingest takes it, so that they can be re-driven."""
+    too_late = too_late.rechunk()  # Polars 2.1: format and concat_str panic on a column with an empty chunk inside
     tags = pl.col("tags").cast(pl.String)
     kind = pl.when(pl.col("counter_bits") == 0).then(pl.lit('"gauge"')).otherwise(pl.format('"counter{}"', "counter_bits"))
     event = pl.concat_str(

@@ -17,6 +17,7 @@ A value breaches a bound when it lies beyond it, never on it. Between the clear 
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -29,6 +30,8 @@ STATISTICS = ("mean", "max", "min", "sum", "count", "last", "stddev", "p50", "p9
 SEVERITIES = ("warning", "critical")
 RULES_MAX = 1000
 NAME_CHARS_MAX = 100
+PATTERNS_CHARS_MAX = 4000  # of one list, so that it stays one regex of a size that Polars compiles
+FOR_HOURS_MAX = 30 * 24
 _UNITS = {"ms": 1_000, "s": 1_000_000, "m": 60_000_000, "h": 3_600_000_000}
 
 # What each rule asks of each series. A missing bound is null. `event`: of each event, else of a closed window's statistic.
@@ -156,22 +159,25 @@ class _Reader:
                 raise self.fail(path, f"must be a pattern or a list of patterns, not {_kind(item)}")
         if not items:
             raise self.fail(path, "must not be empty")
+        if (chars := sum(map(len, items))) > PATTERNS_CHARS_MAX:
+            raise self.fail(path, f"has {chars} characters of patterns; {PATTERNS_CHARS_MAX} are allowed")
         return tuple(items)
 
     def number(self, value: Any, path: tuple) -> float:
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or value != value or abs(value) == float("inf"):
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not abs(value) <= sys.float_info.max:
             raise self.fail(path, f"must be a finite number, not {_kind(value)}")
         return float(value)
 
     def duration(self, value: Any, path: tuple) -> int:
         match = re.fullmatch(r"(\d+(?:\.\d+)?)(ms|s|m|h)", value) if isinstance(value, str) else None
-        if not match and value != 0:
-            raise self.fail(path, f"must be a duration such as 500ms, 30s, 5m or 1h, not {value!r}")
-        return int(float(match[1]) * _UNITS[match[2]]) if match else 0
+        if not match and (value != 0 or isinstance(value, bool)):
+            raise self.fail(path, f"must be a duration such as 500ms, 30s, 5m or 1h, not {_shown(value)}")
+        found = float(match[1]) * _UNITS[match[2]] if match else 0
+        if found > FOR_HOURS_MAX * _UNITS["h"]:
+            raise self.fail(path, f"must be at most {FOR_HOURS_MAX}h")
+        return int(found)
 
     def levels(self, value: Any, path: tuple, *, upper: bool) -> Levels:
-        if value is None:
-            return Levels()
         given = {key: self.number(item, (*path, key)) for key, item in self.mapping(value, path, (*SEVERITIES, "clear")).items()}
         raised = [given[name] for name in SEVERITIES if name in given]
         if not raised:
@@ -197,8 +203,8 @@ class _Reader:
         return Scope(
             self.patterns(value.get("device", "*"), (*path, "device")),
             self.patterns(value.get("interface", "*"), (*path, "interface")),
-            self.levels(value.get("upper"), (*path, "upper"), upper=True),
-            self.levels(value.get("lower"), (*path, "lower"), upper=False),
+            self.levels(value["upper"], (*path, "upper"), upper=True) if "upper" in value else Levels(),
+            self.levels(value["lower"], (*path, "lower"), upper=False) if "lower" in value else Levels(),
             disabled,
         )
 
@@ -207,17 +213,17 @@ class _Reader:
         value = self.mapping(value, path, ("name", "metric", "on", "statistic", "for", "description", "overrides", *scope_keys))
         name = value.get("name")
         if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.:-]*", name) or len(name) > NAME_CHARS_MAX:
-            raise self.fail((*path, "name"), "must be a name of letters, digits, _ . : -")
+            raise self.fail((*path, "name"), f"must be a name of letters, digits, _ . : -, at most {NAME_CHARS_MAX} characters")
         if "metric" not in value:
             raise self.fail(path, "needs metric")
         on = value.get("on", "event")
         if on not in ("event", "window"):
-            raise self.fail((*path, "on"), f"must be event or window, not {on!r}")
+            raise self.fail((*path, "on"), f"must be event or window, not {_shown(on)}")
         statistic = value.get("statistic", "value" if on == "event" else "mean")
         if on == "event" and statistic != "value":
             raise self.fail((*path, "statistic"), "belongs to on: window")
         if on == "window" and statistic not in STATISTICS:
-            raise self.fail((*path, "statistic"), f"must be one of {', '.join(STATISTICS)}, not {statistic!r}")
+            raise self.fail((*path, "statistic"), f"must be one of {', '.join(STATISTICS)}, not {_shown(statistic)}")
         if not isinstance(value.get("description", ""), str):
             raise self.fail((*path, "description"), "must be text")
         scope = self.scope(value, path, None)
@@ -238,7 +244,11 @@ class _Reader:
 
 def _kind(value: Any) -> str:
     names = {dict: "a mapping", list: "a list", str: "text", bool: "true/false", type(None): "nothing"}
-    return names.get(type(value), repr(value))
+    return names.get(type(value)) or (f"{value:g}" if isinstance(value, float) else repr(value))
+
+
+def _shown(value: Any) -> str:
+    return repr(value) if isinstance(value, str) else _kind(value)
 
 
 def parse(document: Any, version: int, lines: Mapping[tuple, int]) -> Rules:

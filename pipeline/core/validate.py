@@ -223,6 +223,7 @@ def _with_blank(names: pl.Series) -> tuple[pl.Series, int]:
 
 def _refused(rows: pl.DataFrame, names: dict[str, pl.Series], limits: Limits) -> pl.DataFrame:
     """Dead letters: the text is JSON of what the row held. Long names are cut before they are repeated row by row."""
+    rows = rows.rechunk()  # Polars 2.1: format panics on a column with an empty chunk inside
     rule = pl.col("rule")
     devices = names["device"].str.head(limits.name_chars_max)
     device = pl.lit(devices).gather(pl.col("device")) if len(devices) else pl.lit(None, pl.String)

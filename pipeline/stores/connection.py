@@ -21,6 +21,7 @@ from pipeline.errors import Fenced, Invalid, PipelineError, Unavailable
 
 GROUP = b"pipeline"
 CONSUMER = b"holder"  # a fixed name: a partition has one holder, the next one reads the same pending list as its own
+PARTITIONS = "telemetry:partitions"  # how many there are, for all who hash devices into them
 _LUA = Path(__file__).parent / "lua"
 
 
@@ -60,13 +61,26 @@ def script(name: str) -> str:
 
 def connect(url: str, timeout_seconds: float) -> redis.Redis:
     """A client whose every wait is bounded. It never retries by itself: the caller knows what may be sent twice."""
-    return redis.Redis.from_url(url, socket_timeout=timeout_seconds, socket_connect_timeout=timeout_seconds, retry=Retry(NoBackoff(), 0))
+    retry = Retry(NoBackoff(), 0)
+    try:
+        return redis.Redis.from_url(url, socket_timeout=timeout_seconds, socket_connect_timeout=timeout_seconds, retry=retry)
+    except ValueError:
+        raise _bad_url(url) from None
 
 
 def connect_async(url: str, timeout_seconds: float) -> redis.asyncio.Redis:
     """The same for asyncio."""
     retry = redis.asyncio.retry.Retry(NoBackoff(), 0)
-    return redis.asyncio.Redis.from_url(url, socket_timeout=timeout_seconds, socket_connect_timeout=timeout_seconds, retry=retry)
+    try:
+        return redis.asyncio.Redis.from_url(url, socket_timeout=timeout_seconds, socket_connect_timeout=timeout_seconds, retry=retry)
+    except ValueError:
+        raise _bad_url(url) from None
+
+
+def _bad_url(url: str) -> Invalid:
+    """The library's own words may quote a part of the password."""
+    forms = "redis://USER:PASSWORD@HOST:6379/0, rediss://... for TLS, or unix:///PATH; a slash in a password is %2F"
+    return Invalid(f"PIPELINE_REDIS_URL={redact(url)}: must be like {forms}")
 
 
 def translate(error: RedisError, partition: int | str | None = None) -> PipelineError:
@@ -94,7 +108,7 @@ def translated(partition: int | str | None = None) -> Iterator[None]:
 
 def redact(text: str) -> str:
     """Text without the credentials of a URL in it."""
-    return re.sub(r"(\w+://)[^@/\s]*@", r"\1***@", text)
+    return re.sub(r"(\w+://)\S*@", r"\1***@", text)
 
 
 def parse_id(raw: bytes) -> int:

@@ -7,12 +7,15 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import polars as pl
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from pipeline.core.batch import BATCH_EVENTS, ENTRIES, Batch
 from pipeline.core.schema import DEAD_ROWS, EVENTS
 from pipeline.errors import Invalid
 from pipeline.stores.codec import DEAD_LETTERS_ARROW, EVENTS_ARROW, decode
 from pipeline.stores.streams import Entry
+
+_EARLIEST, _LATEST = -2_208_988_800_000_000, 7_258_118_400_000_000  # microseconds
 
 
 def to_batch(entries: Mapping[int, Sequence[Entry]]) -> Batch:
@@ -58,7 +61,12 @@ def _decode(
 
 
 def _check(table: pa.Table) -> None:
-    """Invalid unless the columns that must have a value have one everywhere."""
+    """Invalid unless each value is there that must be, and is one that ingest lets through."""
     for name in EVENTS:
         if name != "exact" and table.column(name).null_count:
             raise Invalid(f"a payload has no {name} in some row")
+    if not pc.all(pc.is_finite(table.column("value")), min_count=0).as_py():
+        raise Invalid("a payload has a value that is no finite number")
+    times = pc.min_max(table.column("event_time"))
+    if table.num_rows and not (times["min"].as_py() >= _EARLIEST and times["max"].as_py() <= _LATEST):
+        raise Invalid("a payload has an event_time beyond the years 1900 to 2200")

@@ -315,21 +315,28 @@ class Lake:
         return handle.delete(f"date < '{before}'").get("num_deleted_rows") or 0
 
     def counts(self) -> dict[str, int]:
-        """Events that the tables account for: aggregated, late, repeated, dead_lettered; and windows, anomalies."""
-        aggregates = self._scan_table("aggregates")
-        totals = aggregates.select(
-            aggregated=pl.col("count").filter(~pl.col("revision")).sum(),
-            late=pl.col("count").filter("revision").sum(),
-            repeated=pl.col("repeated").sum(),
-            windows=(~pl.col("revision")).sum(),
-        ).collect()
-        dead, anomalies = (self._scan_table(name).select(pl.len()).collect().item() for name in ("dead_letters", "anomalies"))
+        """Events that the tables account for: aggregated, late, repeated, dead_lettered; and windows, anomalies.
+
+        Entries that something else wrote into a stream are dead letters, but no events: nobody accepted them.
+        """
+        totals = (
+            self._scan_table("aggregates")
+            .select(
+                aggregated=pl.col("count").filter(~pl.col("revision")).sum(),
+                late=pl.col("count").filter("revision").sum(),
+                repeated=pl.col("repeated").sum(),
+                windows=(~pl.col("revision")).sum(),
+            )
+            .collect()
+        )
+        dead = self._scan_table("dead_letters").filter(_ACCEPTED).select(pl.len()).collect().item()
+        anomalies = self._scan_table("anomalies").select(pl.len()).collect().item()
         return {**totals.row(0, named=True), "dead_lettered": dead, "anomalies": anomalies}
 
     def accounted(self, partitions: Iterable[int]) -> dict[int, int]:
         """Events of each partition that the tables account for."""
         rows = self._scan_table("aggregates").group_by("partition").agg(pl.col("count").sum() + pl.col("repeated").sum())
-        dead = self._scan_table("dead_letters").group_by("partition").agg(pl.len().cast(pl.Int64).alias("count"))
+        dead = self._scan_table("dead_letters").filter(_ACCEPTED).group_by("partition").agg(pl.len().cast(pl.Int64).alias("count"))
         found = dict(pl.concat([rows, dead]).group_by("partition").agg(pl.col("count").sum()).collect().iter_rows())
         return {partition: found.get(partition, 0) for partition in partitions}
 
@@ -338,6 +345,7 @@ class Lake:
         return self._scan(files) if files else pl.from_arrow(_SCHEMAS[table].empty_table()).lazy()
 
 
+_ACCEPTED = pl.col("reason") != "undecodable_entry"
 _WRITER = WriterProperties(compression="ZSTD", compression_level=1)
 
 

@@ -18,6 +18,7 @@ from pipeline.stores.connection import script, translated
 
 KEY = "rules"
 DOCUMENT_CHARS_MAX = 500_000
+DEPTH_MAX = 20  # of a document; its own shape needs 6
 DEFAULT = Path(__file__).parents[1] / "default_rules.yaml"
 
 
@@ -29,14 +30,17 @@ class Version(NamedTuple):
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML in which `on` is a word: only true and false are booleans, as in YAML 1.2."""
+    """YAML 1.2's words and numbers: `on` is a word, 010 is ten, 1e3 a number, 1:30 and a date are texts."""
 
 
+_TAG = "tag:yaml.org,2002:"
 _Loader.yaml_implicit_resolvers = {
-    first: [(tag, pattern) for tag, pattern in resolvers if tag not in ("tag:yaml.org,2002:bool", "tag:yaml.org,2002:timestamp")]
+    first: [(tag, pattern) for tag, pattern in resolvers if tag.removeprefix(_TAG) not in ("bool", "int", "float", "timestamp", "merge")]
     for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
 }
-_Loader.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile(r"^(?:true|True|TRUE|false|False|FALSE)$"), list("tTfF"))
+_Loader.add_implicit_resolver(f"{_TAG}bool", re.compile(r"^(?:true|True|TRUE|false|False|FALSE)$"), list("tTfF"))
+_NUMBER = re.compile(r"^[-+]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][-+]?[0-9]+)?$")
+_Loader.add_implicit_resolver(f"{_TAG}float", _NUMBER, list("-+.0123456789"))
 
 
 def read_document(text: str, version: int = 0) -> Rules:
@@ -44,9 +48,7 @@ def read_document(text: str, version: int = 0) -> Rules:
     if len(text) > DOCUMENT_CHARS_MAX:
         raise Invalid(f"the document has {len(text)} characters; {DOCUMENT_CHARS_MAX} are allowed")
     try:
-        for event in yaml.parse(text, Loader=_Loader):
-            if isinstance(event, yaml.AliasEvent):
-                raise Invalid(f"line {event.start_mark.line + 1}: *{event.anchor}: aliases are not supported")
+        _refuse_unsupported(text)
         loader = _Loader(text)
         node = loader.get_single_node()
         lines: dict[tuple, int] = {}
@@ -55,9 +57,24 @@ def read_document(text: str, version: int = 0) -> Rules:
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         raise Invalid(f"line {mark.line + 1 if mark else 1}: not YAML: {error.problem or error.context}") from None
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise Invalid(f"not YAML: {str(error).splitlines()[0]}") from None
+    except yaml.reader.ReaderError as error:
+        line = text.count("\n", 0, error.position) + 1
+        raise Invalid(f"line {line}: not YAML: the character #x{error.character:04x} is not allowed") from None
     return parse(document, version, lines)
+
+
+def _refuse_unsupported(text: str) -> None:
+    """Invalid: what YAML can do and a rules document needs not, some of which would cost a reader much time."""
+    depth = 0
+    for event in yaml.parse(text, Loader=_Loader):
+        line = event.start_mark.line + 1
+        if isinstance(event, yaml.AliasEvent):
+            raise Invalid(f"line {line}: *{event.anchor}: aliases are not supported")
+        if getattr(event, "tag", None) is not None:
+            raise Invalid(f"line {line}: {event.tag.replace(_TAG, '!!')}: tags are not supported")
+        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+        if depth > DEPTH_MAX:
+            raise Invalid(f"line {line}: nested deeper than {DEPTH_MAX}")
 
 
 def _note_lines(node: yaml.Node | None, path: tuple, lines: dict[tuple, int]) -> None:
@@ -68,7 +85,7 @@ def _note_lines(node: yaml.Node | None, path: tuple, lines: dict[tuple, int]) ->
         seen = set()
         for key, value in node.value:
             line = key.start_mark.line + 1
-            if not isinstance(key, yaml.ScalarNode):
+            if not isinstance(key, yaml.ScalarNode) or key.tag != f"{_TAG}str":
                 raise Invalid(f"line {line}: a key must be a word")
             if key.value in seen:
                 raise Invalid(f"line {line}: {key.value}: is there twice")
@@ -124,7 +141,8 @@ class Rulebook:
         """Begin with the shipped rules where there are none."""
         if self.version() == 0:
             with translated():
-                self._append(keys=[KEY], args=[json.dumps({"document": DEFAULT.read_text(), "comment": "shipped with the pipeline"}), 0])
+                record = {"document": DEFAULT.read_text(encoding="utf-8"), "comment": "shipped with the pipeline"}
+                self._append(keys=[KEY], args=[json.dumps(record), 0])
 
     def restore(self, document: str) -> None:
         """Begin again with the document that was in force before Redis lost its memory, unless somebody was faster."""
@@ -137,8 +155,8 @@ class Rulebook:
 
     def diff(self, old: int, new: int) -> str:
         """What changed from one version to another, as a unified diff; empty where nothing did."""
-        texts = [self.get(number).document.splitlines(keepends=True) for number in (old, new)]
-        return "".join(difflib.unified_diff(*texts, f"version {old}", f"version {new}"))
+        texts = [self.get(number).document.splitlines() for number in (old, new)]
+        return "".join(f"{line}\n" for line in difflib.unified_diff(*texts, f"version {old}", f"version {new}", lineterm=""))
 
 
 def _version(number: int, raw: bytes) -> Version:

@@ -13,7 +13,7 @@ import redis.asyncio
 from redis.exceptions import NoScriptError, RedisError
 
 from pipeline.core.schema import split_entry_id
-from pipeline.errors import Fenced, PipelineError, Unavailable
+from pipeline.errors import Fenced, Invalid, PipelineError, Unavailable
 from pipeline.stores import connection as keys
 from pipeline.stores.connection import CONSUMER, GROUP, format_id, parse_id, script, translate, translated
 
@@ -63,10 +63,23 @@ class Appender:
         self._retention_ms = idempotency_seconds * 1000
         self._script = script("append")
         self._sha: str | None = None
+        self._agreed = False
+
+    async def _agree(self) -> None:
+        """Unavailable unless the workers have made as many partitions as this API hashes devices into."""
+        if self._agreed:
+            return
+        found = await self._redis.get(keys.PARTITIONS)
+        if found is None:
+            raise Unavailable("no worker has opened the streams yet")
+        if int(found) != self._partitions:
+            raise Unavailable(f"the streams have {int(found)} partitions, this API PIPELINE_PARTITIONS={self._partitions}: set that")
+        self._agreed = True
 
     async def append(self, groups: Sequence[Group]) -> list[int | Repeated | Unavailable]:
         """Append each group as one entry; per group its entry id, or Repeated, or the Unavailable that stopped it."""
         try:
+            await self._agree()
             replies = await self._evaluate(groups)
             if any(isinstance(reply, NoScriptError) for reply in replies):  # Redis was restarted; nothing of these ran
                 self._sha = None
@@ -74,6 +87,8 @@ class Appender:
                 again = await self._evaluate([groups[i] for i in missing])
                 for i, reply in zip(missing, again, strict=True):
                     replies[i] = reply
+        except Unavailable as error:
+            return [error] * len(groups)
         except (RedisError, OSError) as error:
             return [Unavailable(f"Redis: {keys.redact(str(error))}")] * len(groups)
         return [self._result(group, reply) for group, reply in zip(groups, replies, strict=True)]
@@ -111,6 +126,7 @@ class Appender:
     async def ready(self) -> None:
         """Unavailable, with the reason, unless Redis answers and every partition has its stream."""
         with translated():
+            await self._agree()
             pipe = self._redis.pipeline(transaction=False)
             for partition in range(self._partitions):
                 pipe.exists(keys.stream_key(partition))
@@ -129,6 +145,15 @@ class Streams:
     def __init__(self, client: redis.Redis) -> None:
         self._redis = client
         self._scripts = {name: client.register_script(script(name)) for name in ("open", "read", "settle", "tick")}
+
+    def agree(self, partitions: int) -> None:
+        """Write down the number of partitions where it is not. Invalid: it is another."""
+        with translated():
+            self._redis.set(keys.PARTITIONS, partitions, nx=True)
+            found = int(self._redis.get(keys.PARTITIONS))
+        if found != partitions:
+            wanted = f"PIPELINE_PARTITIONS={partitions}"
+            raise Invalid(f"this Redis holds streams of {found} partitions, not {wanted}: set that, or use another Redis")
 
     def open(self, partition: int, token: int, position: int, accepted: int) -> bool:
         """Make stream and group at the committed position where they are absent; True where they were.

@@ -24,6 +24,7 @@ def stack(tmp_path_factory):
 def client(stack):
     found = stack.client
     found.flushall()
+    found.set(keys.PARTITIONS, 2)
     return found
 
 
@@ -55,6 +56,16 @@ def test_nothing_is_appended_before_a_holder_has_opened_the_partition(stack, cli
     held(client)
     (entry,) = append(stack, group())
     assert isinstance(entry, int)
+
+
+def test_an_api_of_other_partitions_takes_nothing(stack, client):
+    """It would hash devices into partitions where their other events are not."""
+    held(client)
+    client.set(keys.PARTITIONS, 3)
+    (reply,) = append(stack, group())
+    assert "the streams have 3 partitions, this API PIPELINE_PARTITIONS=2" in str(reply)
+    with pytest.raises(Invalid, match="this Redis holds streams of 3 partitions"):
+        Streams(client).agree(2)
 
 
 def test_an_idempotency_key_is_appended_once_per_partition(stack, client):
@@ -113,6 +124,7 @@ def test_ids_and_tokens_never_run_backwards_over_a_redis_that_lost_its_memory(st
     (before,) = append(stack, group())
     ahead = before + (3_600_000 << 20)
     client.flushall()
+    client.set(keys.PARTITIONS, 2)
     newer = held(client, position=ahead)
     assert newer > token
     (after,) = append(stack, group())

@@ -31,7 +31,7 @@ from pipeline.errors import Invalid, Unavailable
 from pipeline.settings import Settings
 from pipeline.stores.codec import DEAD_LETTERS_ARROW, EVENTS_ARROW, decode
 from pipeline.stores.connection import GROUP, connect_async, stream_key
-from pipeline.stores.streams import Appender, Group, Repeated
+from pipeline.stores.streams import Appender, Group, Repeated, Streams
 
 PARTITIONS = 4
 EVENT = {"device": "r1", "interface": "eth0", "metric": "cpu_pct", "value": 1.5}
@@ -524,6 +524,7 @@ def redis_url(tmp_path_factory) -> Iterator[str]:
 def streams(redis_url) -> redis.Redis:
     client = redis.Redis.from_url(redis_url)
     client.flushall()
+    Streams(client).agree(PARTITIONS)
     for partition in range(PARTITIONS):
         client.xgroup_create(stream_key(partition), GROUP, "0", mkstream=True)
     return client

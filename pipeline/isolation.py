@@ -1,0 +1,63 @@
+"""One entry that breaks the core must not stop the others: it is found by halving, and its events are set aside.
+
+A defect of ours, or of a library under us (a panic in Rust is a BaseException), that only some entry brings out would
+else end every worker that takes its partition, one after the other.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+
+import polars as pl
+
+from pipeline.core.batch import Output, State, step
+from pipeline.core.rules import Rules
+from pipeline.core.schema import DEAD_ROWS
+from pipeline.core.semantics import Semantics
+from pipeline.stores.entries import to_batch
+from pipeline.stores.streams import Entry
+
+log = logging.getLogger("worker")
+
+ENDING = (GeneratorExit, KeyboardInterrupt, SystemExit, MemoryError)  # what ends a process, and is no entry's fault
+
+
+def step_safely(state: State, entries: Mapping[int, Sequence[Entry]], rules: Rules, semantics: Semantics) -> tuple[State, Output]:
+    """`step` over entries (partition -> in stream order); those that break it become dead letters, `unprocessable_entry`.
+
+    The same entries break it in a replay, so that what comes out stays a function of the stream.
+    """
+    batch = to_batch(entries)
+    try:
+        return step(state, batch, rules, semantics)
+    except ENDING:
+        raise
+    except BaseException as error:
+        if len(batch.entries) > 1:
+            outputs = []
+            for half in _halves(entries):
+                state, output = step_safely(state, half, rules, semantics)
+                outputs.append(output)
+            return state, Output(**{name: pl.concat([getattr(output, name) for output in outputs]) for name in vars(outputs[0])})
+        partition, entry, _ = batch.entries.row(0)
+        log.error("partition %d: entry %d cannot be processed; its events are set aside", partition, entry, exc_info=error)
+        names = batch.events.select(pl.col(pl.Categorical).cast(pl.String), "value", "event_time")
+        dead = batch.events.select(
+            "partition", "entry", pl.col("device").cast(pl.String), field=pl.lit(None, pl.String), reason=pl.lit("unprocessable_entry"),
+            event=pl.Series(names.select(pl.struct(pl.all()).struct.json_encode()).to_series()),
+        )  # fmt: skip
+        only_dead = type(batch)(entries=batch.entries, dead_letters=pl.concat([batch.dead_letters, dead.select(list(DEAD_ROWS))]))
+        return step(state, only_dead, rules, semantics)
+
+
+def _halves(entries: Mapping[int, Sequence[Entry]]) -> list[dict[int, list[Entry]]]:
+    """The partitions in two halves; of a single one, its earlier and its later entries."""
+    filled = {partition: list(found) for partition, found in entries.items() if found}
+    if len(filled) > 1:
+        keys = sorted(filled)
+        middle = len(keys) // 2
+        return [{key: filled[key] for key in part} for part in (keys[:middle], keys[middle:])]
+    ((partition, found),) = filled.items()
+    middle = len(found) // 2
+    return [{partition: found[:middle]}, {partition: found[middle:]}]
