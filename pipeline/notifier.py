@@ -47,12 +47,25 @@ def since(microseconds: int) -> str:
 
 def describe(transition: dict) -> str:
     """What, where, how bad, since when, in one line."""
-    word = "RESOLVED" if transition["phase"] == "resolved" else transition["severity"].upper()
-    place = " ".join(filter(None, (transition["device"], transition["interface"], transition["metric"], transition["tags"])))
+    resolved = transition["phase"] == "resolved"
+    tags = " ".join(f"{name}={text}" for name, text in json.loads(transition["tags"] or "{}").items())
+    place = " ".join(filter(None, (transition["device"], transition["interface"], transition["metric"], tags and f"({tags})")))
     value, bound = transition["value"], transition["bound"]
-    how = f"{value:.6g}" if bound is None else f"{value:.6g} {'>' if value > bound else '<' if value < bound else '='} {bound:.6g}"
-    until = f", until {since(transition['time'])}" if transition["phase"] == "resolved" else ""
-    return f"{word:8} {transition['rule']}  {place}  {how}  since {since(transition['since'])}{until}"
+    if resolved:
+        how = f"back at {value:.6g}, after {duration(transition['time'] - transition['since'])}"
+    else:
+        how = f"{value:.6g}" if bound is None else f"{value:.6g} {'>' if value > bound else '<'} {bound:.6g}"
+    word = "RESOLVED" if resolved else transition["severity"].upper()
+    return f"{word:8} {transition['rule']}  {place}  {how}  since {since(transition['since'])}"
+
+
+def duration(microseconds: int) -> str:
+    """A length of time as a person reads it."""
+    seconds = microseconds / 1e6
+    for size, unit in ((86_400, "d"), (3600, "h"), (60, "min")):
+        if seconds >= size:
+            return f"{seconds / size:.3g} {unit}"
+    return f"{seconds:.3g} s"
 
 
 class ConsoleSink:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import polars as pl
 
 from pipeline.core.alerts import SAMPLES, level
 from pipeline.core.rules import STATISTICS
 
-BREACHES = pl.Schema({**SAMPLES, "window": pl.Int64(), "statistic": pl.String(), "is_late": pl.Boolean()})
+# Given a filter on `series`: the newest event time of each, as `newest_time`.
+Newest = Callable[[pl.Expr], pl.DataFrame]
+BREACHES = pl.Schema({**SAMPLES, "window": pl.Int64(), "statistic": pl.String(), "is_late": pl.Boolean(), "stale": pl.Boolean()})
 
 
 def guards(bounds: pl.DataFrame) -> pl.DataFrame:
@@ -22,19 +26,24 @@ def guards(bounds: pl.DataFrame) -> pl.DataFrame:
     )
 
 
-def event_samples(rows: pl.DataFrame, bounds: pl.DataFrame, active: pl.DataFrame) -> pl.DataFrame:
+def event_samples(rows: pl.DataFrame, bounds: pl.DataFrame, active: pl.DataFrame, newest: Newest) -> pl.DataFrame:
     """BREACHES of single events under every rule on events, of those series alone that breach or have an alert.
 
-    `rows` are in stream order, with guard_upper and guard_lower of their series.
+    `rows` are in stream order, with guard_upper and guard_lower of their series. `stale` are those that a newer sample of
+    their series overtook, and late ones: they may be anomalies, but no alert goes by them.
     """
     breaching = rows.filter((pl.col("value") > pl.col("guard_upper")) | (pl.col("value") < pl.col("guard_lower")))
     concerned = pl.concat([breaching["series"], active["series"]]).unique()
     if concerned.is_empty():
         return BREACHES.to_frame()
-    samples = rows.filter(pl.col("series").is_in(concerned.implode())).join(bounds.filter("event"), on="series", maintain_order="left")
+    of_concerned = pl.col("series").is_in(concerned.implode())
+    samples = rows.filter(of_concerned).join(newest(of_concerned), on="series", how="left", maintain_order="left")
+    on_time = pl.when(~pl.col("is_late")).then("event_time")
+    stale = pl.col("is_late") | (pl.col("event_time") < pl.max_horizontal("newest_time", on_time.cum_max().over("series"))).fill_null(False)
+    samples = samples.with_columns(stale=stale).join(bounds.filter("event"), on="series", maintain_order="left")
     return samples.with_columns(level()).select(
         "rule", "series", "partition", "entry", pl.col("event_time").alias("time"), "value", "level", "bound", "for_us",
-        pl.lit(None, pl.Int64).alias("window"), "statistic", "is_late",
+        pl.lit(None, pl.Int64).alias("window"), "statistic", "is_late", "stale",
     )  # fmt: skip
 
 
@@ -53,6 +62,7 @@ def window_samples(summaries: pl.DataFrame, bounds: pl.DataFrame, width: int) ->
         .select(
             "rule", "series", "partition", pl.lit(None, pl.Int64).alias("entry"), (pl.col("window") + width).alias("time"), "value",
             "level", "bound", "for_us", "window", "statistic", pl.lit(False).alias("is_late"),
+            pl.lit(False).alias("stale"),
         )
     )  # fmt: skip
 

@@ -59,6 +59,14 @@ class State:
     rules_version: int = 0
     next_series: int = 0
 
+    def newest_times(self, some: pl.Expr) -> pl.DataFrame:
+        """The newest event time of some series (a filter on `series`) that was on time: series, newest_time."""
+        times = [
+            self.open.filter(some).select("series", newest_time="event_time"),
+            self.series.filter(some).select("series", newest_time="before_time"),
+        ]
+        return pl.concat(times).group_by("series").agg(pl.col("newest_time").max())
+
     def with_partition(self, other: State) -> State:
         """This state and that of partitions it does not have yet. Numbers of series are moved apart."""
         shift = pl.col("series") + self.next_series
@@ -235,7 +243,7 @@ def _advance(state: State, rows: pl.DataFrame, entries: pl.DataFrame, semantics:
         devices = close_early(devices, closings[3], semantics)
         open_windows = _except(open_windows, closings[3])
 
-    breaches = anomalies.event_samples(rows, state.bounds, state.active)
+    breaches = anomalies.event_samples(rows, state.bounds, state.active, state.newest_times)
     flagged = anomalies.first_of_each(breaches.filter(pl.col("level") >= 1), state.open, state.bounds)
 
     open_rows = pl.concat([state.open, on_time.select(list(OPEN_ROWS))], rechunk=False)
@@ -252,7 +260,7 @@ def _advance(state: State, rows: pl.DataFrame, entries: pl.DataFrame, semantics:
         summaries = pl.concat([summaries, revise(late.with_columns(newest="running", arrived="log_time"))])
     state = replace(state, open=open_rows)
     of_windows = anomalies.window_samples(summaries, state.bounds, semantics.width)
-    samples = pl.concat([breaches, of_windows])
+    samples = pl.concat([breaches, of_windows]).filter(~pl.col("stale"))
     transitions, active = alerts.evaluate(samples.select(list(alerts.SAMPLES)), state.active)
     state = replace(state, active=active)
     flagged = pl.concat([flagged, of_windows.filter(pl.col("level") >= 1)]) if of_windows.height else flagged

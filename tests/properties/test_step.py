@@ -291,3 +291,16 @@ def test_dead_letters_of_an_entry_pass_through():
     dead = pl.DataFrame([(0, 1, "d", "value", "missing", "{}")], schema=DEAD_ROWS, orient="row")
     _, output = step(State(), Batch(entries=batch([(0, [])]).entries, dead_letters=dead), Rules(), SEMANTICS)
     assert output.dead_letters.equals(dead)
+
+
+def test_no_alert_goes_by_a_sample_that_a_newer_one_overtook():
+    """An older sample that arrives after a newer one neither raises nor clears; it may still be an anomaly."""
+    rules = parse({"rules": [{"name": "high", "metric": "x", "upper": {"warning": 5}}]}, 1, {})
+    entries = [(1, [("a", "x", 50, 9)]), (2, [("a", "x", 54, 1)]), (3, [("a", "x", 52, 8)]), (4, [("a", "x", 55, 1)])]
+    for cuts in ([entries], [[entry] for entry in entries]):
+        state, phases, flagged = State(), [], 0
+        for part in cuts:
+            state, output = step(state, batch(part), rules, SEMANTICS)
+            phases += output.transitions["phase"].to_list()
+            flagged += output.anomalies.height
+        assert (phases, flagged) == (["firing", "resolved"], 2)
