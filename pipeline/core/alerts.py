@@ -51,31 +51,36 @@ def level() -> list[pl.Expr]:
 
 def evaluate(samples: pl.DataFrame, active: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame]:
     """(TRANSITIONS, ACTIVE after) of SAMPLES in stream order, given the ACTIVE before."""
+    key = ["rule", "series"]
+    # Where no alert stands and nothing raises one, nothing changes: that is most of them.
+    moved = pl.concat([samples.filter(pl.col("level") >= 1).select(key), active.select(key)]).unique()
+    samples = samples.join(moved, on=key, how="semi", maintain_order="left") if moved.height else samples.clear()
     if samples.is_empty():
         return TRANSITIONS.to_frame(), active
-    key = ["rule", "series"]
-    run = [*key, "run"]
     touched = samples.select(key).unique()
-    standing = active.lazy().join(touched.lazy(), on=key, how="semi", maintain_order="left")
+    standing = active.join(touched, on=key, how="semi", maintain_order="left")
     standing = standing.with_columns(level="severity", entry=pl.lit(None, pl.Int64), for_us=pl.lit(0, pl.Int64), known=True)
-    rows = pl.concat([standing, samples.lazy().with_columns(known=False)], how="diagonal").sort(key, maintain_order=True)
+    rows = pl.concat([standing, samples.with_columns(known=False)], how="diagonal").sort(key, maintain_order=True)
 
+    # `alert` numbers (rule, series), `run` the stretches in which one stands, with what follows until the next.
+    other = (pl.col("rule") != pl.col("rule").shift(1)) | (pl.col("series") != pl.col("series").shift(1))
     raised = pl.when(pl.col("level") >= 1).then(True).when(pl.col("level") == 0).then(False)
-    rows = rows.with_columns(latched=raised.forward_fill().over(key).fill_null(False))
-    before = pl.col("latched").shift(1).over(key).fill_null(False)
+    rows = rows.with_columns(other=other.fill_null(True), alert=other.fill_null(True).cum_sum())
+    rows = rows.with_columns(latched=raised.forward_fill().over("alert").fill_null(False))
+    before = pl.col("latched").shift(1).fill_null(False) & ~pl.col("other")
     rows = rows.with_columns(start=pl.col("latched") & ~before, stop=~pl.col("latched") & before)
-    rows = rows.with_columns(run=pl.col("start").cum_sum().over(key))
-    rows = rows.with_columns(time=pl.col("time").cum_max().over(run)).with_columns(
-        since=pl.col("since").first().over(run).fill_null(pl.col("time").first().over(run)),
-        severity=pl.col("level").fill_null(0).cum_max().over(run).cast(pl.Int8),
+    rows = rows.with_columns(run=(pl.col("start") | pl.col("other")).cum_sum())
+    rows = rows.with_columns(
+        time=pl.col("time").cum_max().over("run"), severity=pl.col("level").fill_null(0).cum_max().over("run").cast(pl.Int8)
     )
+    rows = rows.with_columns(since=pl.coalesce("since", "time").first().over("run"))
     # Once an alert fires it fires until it clears, also when a new version of the rules asks for longer.
     mature = pl.col("latched") & (
         (pl.col("time") - pl.col("since") >= pl.col("for_us")) & ~pl.col("known") | pl.col("firing").fill_null(False)
     )
-    rows = rows.with_columns(firing=mature.cum_max().over(run) & pl.col("latched"))
+    rows = rows.with_columns(firing=mature.cum_max().over("run") & pl.col("latched"))
     rows = rows.with_columns(fired=pl.when("firing").then("severity").otherwise(0).cast(pl.Int8))
-    fired_before = pl.col("fired").shift(1).over(key).fill_null(0)
+    fired_before = pl.when(~pl.col("other")).then(pl.col("fired").shift(1)).fill_null(0)
     phase = (
         pl.when("known").then(None)
         .when("stop").then(pl.when(fired_before > 0).then(pl.lit("resolved")))
@@ -85,10 +90,10 @@ def evaluate(samples: pl.DataFrame, active: pl.DataFrame) -> tuple[pl.DataFrame,
     # What a resolved alert was: its severity and start are those of the run that ends.
     judged = rows.with_columns(
         phase=phase,
-        bound=pl.col("bound").forward_fill().over(key),
+        bound=pl.col("bound").forward_fill().over("alert"),
         severity=pl.when("stop").then(fired_before).otherwise("severity"),
-        since=pl.when("stop").then(pl.col("since").shift(1).over(key)).otherwise("since"),
-    ).collect()
+        since=pl.when("stop").then(pl.col("since").shift(1)).otherwise("since"),
+    )
     transitions = judged.filter(pl.col("phase").is_not_null()).select(pl.col(name).cast(dtype) for name, dtype in TRANSITIONS.items())
     goes_on = (pl.col("rule") == pl.col("rule").shift(-1)) & (pl.col("series") == pl.col("series").shift(-1))
     last = judged.filter(~goes_on.fill_null(False) & pl.col("latched")).select(pl.col(name).cast(dtype) for name, dtype in ACTIVE.items())

@@ -16,8 +16,8 @@ A value breaches a bound when it lies beyond it, never on it. Between the clear 
 
 from __future__ import annotations
 
+import math
 import re
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -164,7 +164,7 @@ class _Reader:
         return tuple(items)
 
     def number(self, value: Any, path: tuple) -> float:
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not abs(value) <= sys.float_info.max:
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
             raise self.fail(path, f"must be a finite number, not {_kind(value)}")
         return float(value)
 

@@ -78,9 +78,10 @@ def connect_async(url: str, timeout_seconds: float) -> redis.asyncio.Redis:
 
 
 def _bad_url(url: str) -> Invalid:
-    """The library's own words may quote a part of the password."""
+    """Without the library's own words, which may quote a part of the password."""
+    shown = url if "://" in url else re.sub(".*@", "***@", url)
     forms = "redis://USER:PASSWORD@HOST:6379/0, rediss://... for TLS, or unix:///PATH; a slash in a password is %2F"
-    return Invalid(f"PIPELINE_REDIS_URL={redact(url)}: must be like {forms}")
+    return Invalid(f"PIPELINE_REDIS_URL={redact(shown)}: must be like {forms}")
 
 
 def translate(error: RedisError, partition: int | str | None = None) -> PipelineError:
@@ -108,7 +109,8 @@ def translated(partition: int | str | None = None) -> Iterator[None]:
 
 def redact(text: str) -> str:
     """Text without the credentials of a URL in it."""
-    return re.sub(r"(\w+://)\S*@", r"\1***@", text)
+    text = re.sub(r"(\w+://)\S*@", r"\1***@", text)
+    return re.sub(r"([?&](?:password|username)=)[^&\s]*", r"\1***", text)
 
 
 def parse_id(raw: bytes) -> int:
