@@ -7,6 +7,8 @@ from typing import NamedTuple
 
 
 class Plan(NamedTuple):
+    """What a worker should do now, as partitions."""
+
     acquire: list[int]
     release: list[int]
 

@@ -35,6 +35,9 @@ SERIES = pl.Schema(
     }
 )
 
+# Each step adds a chunk to the open rows. More make every look at them slow; fewer mean copying them more often.
+OPEN_CHUNKS_MAX = 32
+
 
 @dataclass(frozen=True)
 class Batch:
@@ -258,6 +261,8 @@ def _advance(state: State, rows: pl.DataFrame, entries: pl.DataFrame, semantics:
         state = replace(state, series=_remember(state.series, summaries))
     if late.height:
         summaries = pl.concat([summaries, revise(late.with_columns(newest="running", arrived="log_time"))])
+    if open_rows.n_chunks() > OPEN_CHUNKS_MAX:
+        open_rows = open_rows.rechunk()
     state = replace(state, open=open_rows)
     of_windows = anomalies.window_samples(summaries, state.bounds, semantics.width)
     samples = pl.concat([breaches, of_windows]).filter(~pl.col("stale"))

@@ -74,6 +74,8 @@ class Scope:
 
 @dataclass(frozen=True)
 class Rule:
+    """One rule; what it asks of a series is said by the first override that matches, else by its scope."""
+
     name: str
     metric: tuple[str, ...]
     event: bool
