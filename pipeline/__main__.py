@@ -148,8 +148,9 @@ def _with_redis(args: argparse.Namespace) -> Settings:
 def _log_to_stderr() -> None:
     managed = bool(os.environ.get("PIPELINE_PARENT_PID"))  # the supervisor adds time and role
     logging.basicConfig(level=logging.INFO, format="%(message)s" if managed else "%(asctime)s %(name)s %(levelname)s %(message)s")
-    for noisy in ("apscheduler", "httpx", "uvicorn"):
+    for noisy in ("httpx", "uvicorn"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
+    logging.getLogger("apscheduler").setLevel(logging.ERROR)  # a run that is left out while the last one goes on is no news
 
 
 def _run_role(role) -> int:

@@ -22,6 +22,7 @@ from pipeline.stores.catalog import write_catalog
 from pipeline.stores.connection import connect
 from pipeline.stores.lake import SIDE_TABLES, Lake, first_line
 from pipeline.stores.leases import Leases
+from pipeline.stores.streams import Streams
 from pipeline.worker import semantics_of
 
 log = logging.getLogger("maintenance")
@@ -36,6 +37,7 @@ class Maintenance:
         self._settings = settings
         self._semantics: Semantics = semantics_of(settings)
         client = connect(settings.redis_url, settings.redis_timeout_seconds)
+        self._streams = Streams(client)
         self._leases = Leases(client, f"{socket.gethostname()}-{os.getpid()}", settings.lease_ms)
         self._stopping = threading.Event()
         self._token: int | None = None
@@ -91,10 +93,11 @@ class Maintenance:
         if self._token is None:
             return
         lake = Lake(self._settings.lake, self._settings.commit_retries_max)
-        oldest = (datetime.now(UTC) - timedelta(days=self._settings.retention_days)).date().isoformat()
+        oldest = datetime.now(UTC) - timedelta(days=self._settings.retention_days)
         for table in (*SIDE_TABLES, "aggregates", "series"):
             if table != "series":
-                self._attempt(lake.expire, table, oldest)
+                for partition, events in (self._attempt(lake.expire, table, oldest) or {}).items():
+                    self._streams.expired(partition, events)
             self._attempt(lake.checkpoint, table)
             self._attempt(lake.vacuum, table, self._settings.vacuum_retention_hours)
 

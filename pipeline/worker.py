@@ -63,7 +63,7 @@ class Holding:
     """One partition held: its token, what was delivered and is not settled, where each table stands."""
 
     token: int
-    tables: dict[str, int]  # table -> committed position
+    tables: dict[str, int] = field(default_factory=dict)  # table -> committed position; empty until it is recovered
     pending: list[int] = field(default_factory=list)  # entry ids, growing
     reread_after: int | None = None  # a reply got lost: read own history after this id before anything new
     alerts: pl.DataFrame = field(default_factory=lambda: _NO_ALERTS)  # as Redis has them
@@ -204,23 +204,28 @@ class Worker:
             # A partition that we believed to hold was free: its lease ran out, or Redis lost its memory. What was made
             # of it since belongs to an epoch that is over.
             self._drop(tokens, "the lease was gone")
+            self._held.update({partition: Holding(token) for partition, token in tokens.items()})  # renewed from here on
             self._recover(tokens)
 
     def _recover(self, tokens: dict[int, int]) -> None:
         """Bring new partitions to where their last holder was, and put them to the rest of the state."""
+        try:
+            self._recover_all(tokens)
+        except BaseException:
+            self._drop([partition for partition in tokens if partition not in self._state.positions], "recovery failed")
+            raise
+
+    def _recover_all(self, tokens: dict[int, int]) -> None:
         began = time.monotonic()
         stood = {table: self._reading_lake.positions(table, tokens) for table in COMMIT_ORDER}
         last_rows = self._reading_lake.last_rows(tokens, self._semantics)
-        for partition, token in tokens.items():
-            holding = Holding(token, {table: positions[partition] for table, positions in stood.items()})
-            self._held[partition] = holding  # from here on its lease is renewed
+        for partition in tokens:
+            holding = self._held[partition]
+            holding.tables = {table: positions[partition] for table, positions in stood.items()}
             try:
                 self._recover_one(partition, holding, last_rows[partition])
             except Fenced as error:
                 self._drop([partition], str(error))
-            except BaseException:
-                self._drop([p for p in tokens if p not in self._state.positions], "recovery failed")
-                raise
         names = ", ".join(map(str, sorted(self._held)))
         log.info("took %d partitions in %.2f s; holding %s", len(tokens), time.monotonic() - began, names)
 

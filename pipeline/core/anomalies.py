@@ -11,7 +11,16 @@ from pipeline.core.rules import STATISTICS
 
 # Given a filter on `series`: the newest event time of each, as `newest_time`.
 Newest = Callable[[pl.Expr], pl.DataFrame]
-BREACHES = pl.Schema({**SAMPLES, "window": pl.Int64(), "statistic": pl.String(), "is_late": pl.Boolean(), "stale": pl.Boolean()})
+BREACHES = pl.Schema(
+    {
+        **SAMPLES,
+        "window": pl.Int64(),
+        "statistic": pl.String(),
+        "is_late": pl.Boolean(),
+        "stale": pl.Boolean(),
+        "arrived": pl.Int64(),
+    }
+)
 
 
 def guards(bounds: pl.DataFrame) -> pl.DataFrame:
@@ -43,7 +52,7 @@ def event_samples(rows: pl.DataFrame, bounds: pl.DataFrame, active: pl.DataFrame
     samples = samples.with_columns(stale=stale).join(bounds.filter("event"), on="series", maintain_order="left")
     return samples.with_columns(level()).select(
         "rule", "series", "partition", "entry", pl.col("event_time").alias("time"), "value", "level", "bound", "for_us",
-        pl.lit(None, pl.Int64).alias("window"), "statistic", "is_late", "stale",
+        pl.lit(None, pl.Int64).alias("window"), "statistic", "is_late", "stale", pl.col("log_time").alias("arrived"),
     )  # fmt: skip
 
 
@@ -62,7 +71,7 @@ def window_samples(summaries: pl.DataFrame, bounds: pl.DataFrame, width: int) ->
         .select(
             "rule", "series", "partition", pl.lit(None, pl.Int64).alias("entry"), (pl.col("window") + width).alias("time"), "value",
             "level", "bound", "for_us", "window", "statistic", pl.lit(False).alias("is_late"),
-            pl.lit(False).alias("stale"),
+            pl.lit(False).alias("stale"), "arrived",
         )
     )  # fmt: skip
 

@@ -335,6 +335,7 @@ def _anomaly_rows(flagged: pl.DataFrame, names: pl.DataFrame, version: int) -> p
         "value",
         "bound",
         (distance / pl.max_horizontal(pl.col("bound").abs(), pl.lit(1.0))).alias("score"),
+        "arrived",
     )
 
 

@@ -101,6 +101,7 @@ ANOMALIES = pl.Schema(
         "value": pl.Float64(),
         "bound": pl.Float64(),
         "score": pl.Float64(),  # distance beyond the bound, in units of the bound; higher is odder
+        "arrived": pl.Int64(),  # log time of the entry that showed it
     }
 )
 DEAD_ROWS = pl.Schema({"partition": pl.Int32(), "entry": pl.Int64(), **DEAD_LETTERS})

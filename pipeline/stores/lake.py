@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
+from datetime import datetime
 from pathlib import Path
 from urllib.parse import unquote
 
@@ -309,10 +310,23 @@ class Lake:
         handle = self._refresh(table)
         return len(handle.vacuum(retention_hours=int(retention_hours), dry_run=False, enforce_retention_duration=False, full=True))
 
-    def expire(self, table: str, before: str) -> int:
-        """Delete whole days before the date `before` (YYYY-MM-DD); the number of rows."""
-        handle = self._refresh(table)
-        return handle.delete(f"date < '{before}'").get("num_deleted_rows") or 0
+    def expire(self, table: str, before: datetime) -> dict[int, int]:
+        """Delete what is of days before `before` and arrived before it, too: a recording of long ago that came today stays.
+
+        Returns the events that went, per partition, as the books count them.
+        """
+        arrival = "arrived" if table in ("aggregates", "anomalies") else "received_at"
+        moment = before.replace(tzinfo=None)
+        day = {"anomalies": "event_time", "dead_letters": "received_at"}.get(table, "window_start")
+        old = (pl.col(day).dt.date() < moment.date()) & (pl.col(arrival) < moment)
+        rows = self._scan_table(table).filter(old)
+        counted = {"aggregates": pl.col("count") + pl.col("repeated"), "dead_letters": _ACCEPTED.cast(pl.Int64)}
+        events = counted.get(table, pl.lit(0, pl.Int64))
+        gone = dict(rows.group_by("partition").agg(events.sum()).collect().iter_rows())
+        if gone:
+            predicate = f"date < '{moment.date()}' AND {arrival} < arrow_cast('{moment.isoformat()}', 'Timestamp(Microsecond, None)')"
+            self._handle(table).delete(predicate, commit_properties=CommitProperties(max_commit_retries=self._retries))
+        return {partition: count for partition, count in gone.items() if count}
 
     def counts(self) -> dict[str, int]:
         """Events that the tables account for: aggregated, late, repeated, dead_lettered; and windows, anomalies.

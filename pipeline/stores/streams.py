@@ -233,9 +233,15 @@ class Streams:
         return found
 
     def accepted(self, partition: int) -> int:
-        """Events accepted into this partition since the store was made: taken or set aside."""
+        """Events accepted into this partition since the store was made, taken or set aside, but for those that expired."""
         with translated(partition):
-            return int(self._redis.hget(keys.books_key(partition), "accepted") or 0)
+            accepted, expired = self._redis.hmget(keys.books_key(partition), "accepted", "expired")
+        return int(accepted or 0) - int(expired or 0)
+
+    def expired(self, partition: int, events: int) -> None:
+        """Note that rows of so many events were deleted for their age: the books no longer ask for them."""
+        with translated(partition):
+            self._redis.hincrby(keys.books_key(partition), "expired", events)
 
 
 def _entries(partition: int, reply: object) -> list[Entry] | PipelineError:

@@ -103,6 +103,7 @@ def test_kills_zombies_and_restarts_change_nothing(tmp_path, files):
     rng = random.Random(seed)
     with Stack(tmp_path, fsync="always", PIPELINE_LEASE_MS="1000") as stack:
         stack.start(workers=3)
+        stack.others.append(stack.spawn("maintain", PIPELINE_COMPACT_INTERVAL_SECONDS="2"))  # it compacts under all of this
         over, landed = threading.Event(), []
         first = rng.sample(("kill", "freeze", "leave", "redis"), 4)  # each kind once, then as it comes
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
+
 import polars as pl
 import pytest
 
@@ -121,8 +123,13 @@ def test_a_folder_that_cannot_be_written_is_said_in_one_line(tmp_path):
 
 
 def test_old_days_expire(lake):
+    """By the day of the event, and not before it is as long ago that it arrived: a replayed recording stays."""
     rows, position = rows_of()
     lake.commit("aggregates", rows, {0: position}, {0: -1})
-    assert lake.expire("aggregates", "2023-01-01") == 0
-    assert lake.expire("aggregates", "2024-01-01") == rows.height
+    assert lake.expire("aggregates", datetime(2023, 1, 1, tzinfo=UTC)) == {}
+    assert lake.expire("aggregates", datetime(2024, 1, 1, tzinfo=UTC)) == {0: rows["count"].sum()}
     assert lake.counts()["windows"] == 0
+    replayed = rows.with_columns(arrived=pl.lit(1_790_000_000_000_000))
+    lake.commit("aggregates", replayed, {0: position + 1}, {0: position})
+    assert lake.expire("aggregates", datetime(2024, 1, 1, tzinfo=UTC)) == {}
+    assert lake.counts()["windows"] == rows.height

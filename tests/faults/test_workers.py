@@ -212,3 +212,39 @@ def test_entries_that_something_else_wrote_become_dead_letters(stack):
     eventually(lambda: stack.sql(query).rows() == [("undecodable_entry", 16)], 20, "they are set aside")
     stack.post(events("a", 30, now_ms() - 50_000))
     eventually(lambda: stack.books()["aggregated"] >= 30, 20, "other events are aggregated")
+
+
+def test_one_of_two_keeps_house(stack):
+    """Small files are merged beside a writer; when the leader dies the other one takes over; nothing is lost or doubled."""
+    first = stack.spawn("maintain", PIPELINE_COMPACT_INTERVAL_SECONDS="1", PIPELINE_COMPACT_FILES_MIN="3")
+    second = stack.spawn("maintain", PIPELINE_COMPACT_INTERVAL_SECONDS="1", PIPELINE_COMPACT_FILES_MIN="3")
+    stack.others += [first, second]
+    stack.start(workers=2)
+    leader = keys.lease_key("maintenance")
+    eventually(lambda: stack.client.hget(leader, "owner") is not None, 15, "one leads")
+    sent = 0
+
+    def send(seconds: float) -> None:
+        nonlocal sent
+        until = time.monotonic() + seconds
+        while time.monotonic() < until:
+            body = [{"device": f"d{n}", "metric": "load", "value": n, "timestamp": 1_700_000_000_000 + sent * 100 + n} for n in range(20)]
+            sent += stack.post(body).json()["accepted"]
+            time.sleep(0.05)
+
+    def merged() -> int:
+        return len(stack.sql("SELECT * FROM commits WHERE table_name = 'aggregates' AND operation = 'OPTIMIZE'"))
+
+    send(6)
+    eventually(lambda: merged() > 0, 15, "files were merged")
+    owner = stack.client.hget(leader, "owner")
+    victim = next(process for process in (first, second) if owner.decode().endswith(f"-{process.pid}"))
+    victim.kill()
+    eventually(lambda: stack.client.hget(leader, "owner") not in (None, owner), 5, "the other one leads")
+    before = merged()
+    send(4)
+    eventually(lambda: merged() > before, 15, "the other one merges")
+    flush = [{"device": f"d{n}", "metric": "flush", "value": 1, "timestamp": 1_700_100_000_000} for n in range(20)]
+    assert stack.post(flush).json()["accepted"] == 20
+    eventually(lambda: stack.sql("SELECT sum(count) AS n FROM aggregates")["n"][0] == sent, 30, "every event is counted once")
+    assert stack.books()["balanced"]
