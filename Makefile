@@ -6,7 +6,7 @@ BIN := .venv/bin
 .DELETE_ON_ERROR:
 
 run: .venv/installed  ## the whole pipeline on this machine, with a simulated fleet; Ctrl-C stops it
-	$(BIN)/telemetry up --window 10s
+	@$(BIN)/telemetry up --window 10s
 
 test: .venv/installed-test  ## every test
 	$(BIN)/ruff check .
@@ -19,20 +19,20 @@ lint: .venv/installed-test
 	$(BIN)/ruff check .
 
 .venv/bin/python:
-	$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed, this is " + sys.version.split()[0]) if sys.version_info < (3, 11) else None'
-	$(PYTHON) -m venv .venv
+	@$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed, this is " + sys.version.split()[0]) if sys.version_info < (3, 11) else None'
+	@$(PYTHON) -m venv .venv
 
 .venv/installed: pyproject.toml | .venv/bin/python
 	@echo "installing into .venv (about a minute the first time)"
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e .
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e .
 	@touch $@
 
 .venv/installed-test: pyproject.toml | .venv/bin/python
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[test]'
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[test]'
 	@touch $@ .venv/installed
 
 .venv/installed-notebook: pyproject.toml | .venv/bin/python
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[notebook]'
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[notebook]'
 	@touch $@ .venv/installed
 
 clean:  ## remove the environment, not the data
