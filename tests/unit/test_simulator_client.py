@@ -222,8 +222,8 @@ def test_the_deadline_ends_the_patience(api):
     api.behave = lambda request, number: (503, {}, {})
     began = time.monotonic()
     with pytest.raises(UserError, match="503"):
-        send(api, events(30), deadline_s=0.6)
-    assert time.monotonic() - began < 2
+        send(api, events(30), deadline_s=2)
+    assert time.monotonic() - began < 8
     assert len(api.requests) > 2
 
 
