@@ -12,7 +12,7 @@ from pipeline.core.alerts import ACTIVE
 from pipeline.core.schema import SERIES_NAMES
 from pipeline.errors import Unavailable
 from pipeline.stores import connection as keys
-from pipeline.stores.connection import script, translated
+from pipeline.stores.connection import Scripts, translated
 
 POSITION = b"@position"
 TRANSITIONS_MAX = 100_000  # of one partition, kept for readers that were away
@@ -31,7 +31,7 @@ class AlertLog:
 
     def __init__(self, client: redis.Redis) -> None:
         self._redis = client
-        self._script = client.register_script(script("alert"))
+        self._scripts = Scripts(client)
 
     def load(self, partition: int) -> tuple[int, pl.DataFrame]:
         """(position, alerts that stand as NAMED) of a partition; position -1: nothing was ever raised."""
@@ -62,7 +62,7 @@ class AlertLog:
         arguments += [json.dumps(transition) for transition in transitions]
         where = [keys.lease_key(partition), keys.alert_state_key(partition), keys.alerts_key(partition)]
         with translated(partition):
-            self._script(keys=where, args=arguments)
+            self._scripts.call("alert", where, arguments)
 
     def standing(self, partitions: Iterable[int]) -> pl.DataFrame:
         """Every alert that stands now, pending or firing, as NAMED."""

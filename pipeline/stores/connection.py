@@ -6,14 +6,23 @@ Every key of a partition carries the hash tag {p}, so that a partition lives who
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 import redis
 import redis.asyncio
 from redis.backoff import NoBackoff
-from redis.exceptions import BusyLoadingError, ConnectionError, OutOfMemoryError, ReadOnlyError, RedisError, ResponseError, TimeoutError
+from redis.exceptions import (
+    BusyLoadingError,
+    ConnectionError,
+    NoScriptError,
+    OutOfMemoryError,
+    ReadOnlyError,
+    RedisError,
+    ResponseError,
+    TimeoutError,
+)
 from redis.retry import Retry
 
 from pipeline.core.schema import entry_id, split_entry_id
@@ -57,6 +66,51 @@ def script(name: str) -> str:
     """The text of a Lua script; those of a holder begin with the comparison of its fencing token."""
     text = (_LUA / f"{name}.lua").read_text()
     return (_LUA / "fence.lua").read_text() + text if text.startswith("-- fenced") else text
+
+
+class Scripts:
+    """The scripts of those who work on the streams, sent by digest, and loaded anew where Redis has forgotten them.
+
+    From Redis 7 on they also run when its memory is full: the work that frees it must not be what a full Redis refuses.
+    """
+
+    def __init__(self, client: redis.Redis) -> None:
+        self._redis = client
+        self._digests: dict[str, str] = {}
+
+    def call(self, name: str, keys: Sequence[str], arguments: Sequence) -> object:
+        """The reply of one script. Raises what redis-py raises."""
+        (reply,) = self.calls(name, [(keys, arguments)])
+        if isinstance(reply, RedisError):
+            raise reply
+        return reply
+
+    def calls(self, name: str, calls: Sequence[tuple[Sequence[str], Sequence]]) -> list:
+        """The replies of one script for many keys and arguments, in one round trip; errors stand in their places."""
+        if name not in self._digests:
+            self._load(name)
+        replies = self._send(name, calls)
+        forgotten = [i for i, reply in enumerate(replies) if isinstance(reply, NoScriptError)]  # nothing of these ran
+        if forgotten:
+            self._load(name)
+            for i, reply in zip(forgotten, self._send(name, [calls[i] for i in forgotten]), strict=True):
+                replies[i] = reply
+        return replies
+
+    def _send(self, name: str, calls: Sequence[tuple[Sequence[str], Sequence]]) -> list:
+        pipe = self._redis.pipeline(transaction=False)
+        for keys, arguments in calls:
+            pipe.evalsha(self._digests[name], len(keys), *keys, *arguments)
+        return pipe.execute(raise_on_error=False)
+
+    def _load(self, name: str) -> None:
+        flags = "#!lua flags=allow-oom\n" if server_version(self._redis) >= (7, 0) else ""
+        self._digests[name] = self._redis.script_load(flags + script(name))
+
+
+def server_version(client: redis.Redis) -> tuple[int, ...]:
+    """(major, minor) of the Redis that this server is, or that it says it is compatible with."""
+    return tuple(int(part) for part in str(client.info("server").get("redis_version", "0")).split(".")[:2])
 
 
 def connect(url: str, timeout_seconds: float) -> redis.Redis:
@@ -130,10 +184,9 @@ def format_id(entry: int) -> str:
 def check_server(client: redis.Redis) -> list[str]:
     """Warnings about this Redis. Invalid: it may evict, or is too old. Unavailable: it does not answer."""
     with translated():
-        info = client.info("server")
-        version = str(info.get("redis_version", "0"))
-        if tuple(int(part) for part in version.split(".")[:2]) < (6, 2):
-            raise Invalid(f"Redis {version} is too old: 6.2 or newer (or Valkey) is needed")
+        version = server_version(client)
+        if version < (6, 2):
+            raise Invalid(f"Redis {'.'.join(map(str, version))} is too old: 6.2 or newer (or Valkey) is needed")
         try:
             policy = client.config_get("maxmemory-policy").get("maxmemory-policy", "unknown")
             append_only = client.config_get("appendonly").get("appendonly", "unknown")

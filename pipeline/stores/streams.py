@@ -15,7 +15,7 @@ from redis.exceptions import NoScriptError, RedisError
 from pipeline.core.schema import split_entry_id
 from pipeline.errors import Fenced, Invalid, PipelineError, Unavailable
 from pipeline.stores import connection as keys
-from pipeline.stores.connection import CONSUMER, GROUP, format_id, parse_id, script, translate, translated
+from pipeline.stores.connection import CONSUMER, GROUP, Scripts, format_id, parse_id, script, translate, translated
 
 
 class Group(NamedTuple):
@@ -144,7 +144,7 @@ class Streams:
 
     def __init__(self, client: redis.Redis) -> None:
         self._redis = client
-        self._scripts = {name: client.register_script(script(name)) for name in ("open", "read", "settle", "tick")}
+        self._scripts = Scripts(client)
 
     def agree(self, partitions: int) -> None:
         """Write down the number of partitions where it is not. Invalid: it is another."""
@@ -164,7 +164,7 @@ class Streams:
         arguments = [token, GROUP, format_id(position), milliseconds, accepted]
         with translated(partition):
             lease, stream, books = keys.lease_key(partition), keys.stream_key(partition), keys.books_key(partition)
-            return bool(self._scripts["open"](keys=[lease, stream, books], args=arguments))
+            return bool(self._scripts.call("open", [lease, stream, books], arguments))
 
     def exists(self, partition: int) -> bool:
         """Whether the partition has its stream."""
@@ -177,14 +177,14 @@ class Streams:
         `after[p]` None reads new entries; an id reads the holder's own pending entries after it: at a start, and after
         a reply that got lost. Errors are per partition: Fenced, or Unavailable.
         """
-        pipe = self._redis.pipeline(transaction=False)
+        calls = []
         for partition, token in leases.items():
             since = after.get(partition)
             position = ">" if since is None else format_id(since)
-            args = [token, GROUP, CONSUMER, count, position]
-            self._scripts["read"](keys=[keys.lease_key(partition), keys.stream_key(partition)], args=args, client=pipe)
+            where = [keys.lease_key(partition), keys.stream_key(partition)]
+            calls.append((where, [token, GROUP, CONSUMER, count, position]))
         try:
-            replies = pipe.execute(raise_on_error=False)
+            replies = self._scripts.calls("read", calls)
         except (RedisError, OSError) as error:
             return dict.fromkeys(leases, Unavailable(f"Redis: {keys.redact(str(error))}"))
         return {partition: _entries(partition, reply) for partition, reply in zip(leases, replies, strict=True)}
@@ -194,12 +194,12 @@ class Streams:
 
         What failed, and how: Fenced, or Unavailable. Nothing unread or unsettled may lie before `trim_before`.
         """
-        pipe = self._redis.pipeline(transaction=False)
+        calls = []
         for partition, (token, entries, trim_before) in settlements.items():
-            arguments = [token, GROUP, format_id(trim_before), *map(format_id, entries)]
-            self._scripts["settle"](keys=[keys.lease_key(partition), keys.stream_key(partition)], args=arguments, client=pipe)
+            where = [keys.lease_key(partition), keys.stream_key(partition)]
+            calls.append((where, [token, GROUP, format_id(trim_before), *map(format_id, entries)]))
         try:
-            replies = pipe.execute(raise_on_error=False)
+            replies = self._scripts.calls("settle", calls)
         except (RedisError, OSError) as error:
             return dict.fromkeys(settlements, Unavailable(f"Redis: {keys.redact(str(error))}"))
         return {p: translate(reply, p) for p, reply in zip(settlements, replies, strict=True) if isinstance(reply, RedisError)}
@@ -207,7 +207,7 @@ class Streams:
     def tick(self, partition: int, token: int, interval_ms: int) -> None:
         """Append an empty entry if the partition has had none for `interval_ms`."""
         with translated(partition):
-            self._scripts["tick"](keys=[keys.lease_key(partition), keys.stream_key(partition)], args=[token, interval_ms])
+            self._scripts.call("tick", [keys.lease_key(partition), keys.stream_key(partition)], [token, interval_ms])
 
     def peek(self, partition: int, after: int, count: int) -> list[Entry]:
         """Entries after an id, without a lease and without effect: for status, books and tests."""

@@ -248,3 +248,27 @@ def test_one_of_two_keeps_house(stack):
     assert stack.post(flush).json()["accepted"] == 20
     eventually(lambda: stack.sql("SELECT sum(count) AS n FROM aggregates")["n"][0] == sent, 30, "every event is counted once")
     assert stack.books()["balanced"]
+
+
+def test_a_full_redis_refuses_events_and_gets_its_work_done(stack):
+    """503 while memory is full, also with no worker left; a worker that comes then takes over, drains, and events are taken again."""
+    stack.start(workers=1)
+    (worker,) = stack.workers
+    worker.terminate()
+    worker.wait()
+    limit = stack.client.info("memory")["used_memory"] + 3_000_000
+    stack.client.config_set("maxmemory", limit)
+    accepted, answer = 0, None
+    for n in range(3000):
+        at = 1_700_000_000_000 + n * 1000
+        body = [{"device": f"r{d}", "metric": f"m{n % 7}", "value": d * 0.37, "timestamp": at} for d in range(500)]
+        answer = stack.post(body)
+        if answer.status_code != 202:
+            break
+        accepted += 500
+    assert answer.status_code == 503 and int(answer.headers["Retry-After"]) >= 1, f"never full: {answer.status_code} after {accepted}"
+    stack.start_worker()
+    eventually(lambda: stack.lake().counts()["aggregated"] > accepted * 0.8, 60, "the backlog is worked off")
+    eventually(lambda: stack.post(events("a", 10, 1_700_000_900_000)).status_code == 202, 20, "events are taken again")
+    assert stack.books()["accepted"] >= accepted + 10
+    print(f"full after {accepted} events in {limit / 1e6:.0f} MB")
