@@ -57,31 +57,36 @@ SERIES_NAMES = ("device", "interface", "metric", "tags")
 
 _PLACE = {"partition": pl.Int32(), **{name: pl.Categorical() for name in SERIES_NAMES}}
 
+# What is said of a window's samples. Times in microseconds.
+STATISTICS = {
+    "count": pl.UInt32(),
+    "sum": pl.Float64(),
+    "min": pl.Float64(),
+    "max": pl.Float64(),
+    "mean": pl.Float64(),
+    "stddev": pl.Float64(),  # of the sample (n - 1); null for one row
+    "first": pl.Float64(),
+    "last": pl.Float64(),
+    "first_time": pl.Int64(),
+    "last_time": pl.Int64(),
+    "p50": pl.Float64(),  # linear between closest ranks, as DuckDB's quantile_cont
+    "p95": pl.Float64(),
+    "p99": pl.Float64(),
+    "increase": pl.Float64(),
+    "rate": pl.Float64(),  # increase a second, over the event time it took
+    "repeated": pl.UInt32(),  # samples of the open window that a later one with the same time replaced
+    "last_exact": pl.UInt64(),  # the last value where float64 cannot hold it
+}
+
 # What a worker makes of a micro-batch, as the lake's tables take it. `counter_bits` 0: a gauge.
 AGGREGATES = pl.Schema(
     {
         **_PLACE,
         "window": pl.Int64(),
         "counter_bits": pl.UInt8(),
-        "count": pl.UInt32(),
-        "sum": pl.Float64(),
-        "min": pl.Float64(),
-        "max": pl.Float64(),
-        "mean": pl.Float64(),
-        "stddev": pl.Float64(),  # of the sample (n - 1); null for one row
-        "first": pl.Float64(),
-        "last": pl.Float64(),
-        "first_time": pl.Int64(),
-        "last_time": pl.Int64(),
-        "p50": pl.Float64(),  # linear between closest ranks, as DuckDB's quantile_cont
-        "p95": pl.Float64(),
-        "p99": pl.Float64(),
-        "increase": pl.Float64(),
-        "rate": pl.Float64(),  # increase a second, over the event time it took
+        **STATISTICS,
         "quality": pl.String(),  # of the increase: ok, gap, wrap, reset
-        "repeated": pl.UInt32(),  # samples of the open window that a later one with the same time replaced
         "revision": pl.Boolean(),  # made of late rows
-        "last_exact": pl.UInt64(),  # the last value where float64 cannot hold it
         "newest": pl.Int64(),  # its device's newest event time and last arrival when the row was made
         "arrived": pl.Int64(),
     }

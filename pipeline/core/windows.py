@@ -10,6 +10,7 @@ from __future__ import annotations
 import polars as pl
 
 from pipeline.core import counters
+from pipeline.core.schema import STATISTICS
 from pipeline.core.semantics import Semantics
 
 OPEN_ROWS = pl.Schema(
@@ -26,32 +27,16 @@ OPEN_ROWS = pl.Schema(
     }
 )
 
-# What one closed window, or one round of late rows, says of one series. Times in microseconds.
+# What one closed window, or one round of late rows, says of one series.
 SUMMARIES = pl.Schema(
     {
         "series": pl.UInt32(),
         "partition": pl.Int32(),
         "device": pl.Categorical(),
         "window": pl.Int64(),
-        "count": pl.UInt32(),
-        "repeated": pl.UInt32(),  # samples of an open window that a later one with the same time replaced
-        "sum": pl.Float64(),
-        "min": pl.Float64(),
-        "max": pl.Float64(),
-        "mean": pl.Float64(),
-        "stddev": pl.Float64(),  # of the sample (n - 1); null for one row
-        "first": pl.Float64(),
-        "last": pl.Float64(),
-        "last_exact": pl.UInt64(),
-        "first_time": pl.Int64(),
-        "last_time": pl.Int64(),
-        "p50": pl.Float64(),  # linear between closest ranks, as DuckDB's quantile_cont
-        "p95": pl.Float64(),
-        "p99": pl.Float64(),
         "counter_bits": pl.UInt8(),
-        "increase": pl.Float64(),
-        "rate": pl.Float64(),  # increase a second, over the event time it took
-        "quality_code": pl.UInt8(),
+        **STATISTICS,
+        "quality_code": pl.UInt8(),  # index into counters.QUALITIES
         "revision": pl.Boolean(),
         "newest": pl.Int64(),
         "arrived": pl.Int64(),
