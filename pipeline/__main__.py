@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from pipeline.errors import Invalid, PipelineError
-from pipeline.settings import Settings, load
+from pipeline.settings import Settings, load, semantics_of
 
 ROLES = ("simulator", "ingest", "worker", "notifier", "maintenance")
 
@@ -177,11 +177,16 @@ def _up(args: argparse.Namespace) -> int:
         patience = {"disorder_seconds": args.window / 2, "idle_after_seconds": args.window * 1.5, "tick_interval_seconds": args.window / 5}
         given = load().model_fields_set
         overrides |= {"window_seconds": int(args.window), **{name: value for name, value in patience.items() if name not in given}}
+    if args.workers < 1:
+        raise Invalid(f"--workers {args.workers}: must be at least 1; `--without worker` leaves them out")
+    try:
+        simulate = shlex.split(args.simulate)
+    except ValueError as error:
+        raise Invalid(f"--simulate {args.simulate}: {error}") from None
     settings = _settings(args, **overrides)
     _log_to_stderr()
     supervisor = Supervisor(
-        settings, without=set(args.without), workers=args.workers, simulate=shlex.split(args.simulate), as_json=args.json,
-        duration_seconds=args.duration,
+        settings, without=set(args.without), workers=args.workers, simulate=simulate, as_json=args.json, duration_seconds=args.duration,
     )  # fmt: skip
     return supervisor.run()
 
@@ -289,7 +294,6 @@ def _books(args: argparse.Namespace) -> int:
     from pipeline.books import balance
     from pipeline.stores.connection import connect
     from pipeline.stores.lake import Lake
-    from pipeline.worker import semantics_of
 
     settings = _with_redis(args)
     client = connect(settings.redis_url, settings.redis_timeout_seconds)
@@ -301,7 +305,6 @@ def _books(args: argparse.Namespace) -> int:
 def _check(args: argparse.Namespace) -> int:
     from pipeline.stores.connection import check_server, connect, redact
     from pipeline.stores.lake import Lake
-    from pipeline.worker import semantics_of
 
     settings = _settings(args)
     semantics = semantics_of(settings)

@@ -17,13 +17,12 @@ from apscheduler.schedulers.background import BackgroundScheduler
 
 from pipeline.core.semantics import Semantics
 from pipeline.errors import Fenced, PipelineError, Unavailable
-from pipeline.settings import Settings
+from pipeline.settings import Settings, semantics_of
 from pipeline.stores.catalog import write_catalog
 from pipeline.stores.connection import connect
 from pipeline.stores.lake import SIDE_TABLES, Lake, first_line
 from pipeline.stores.leases import Leases
 from pipeline.stores.streams import Streams
-from pipeline.worker import semantics_of
 
 log = logging.getLogger("maintenance")
 

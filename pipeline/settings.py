@@ -12,6 +12,7 @@ from typing import Annotated, Literal, Self
 from pydantic import AliasChoices, Field, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from pipeline.core.semantics import Semantics
 from pipeline.errors import Invalid
 
 PREFIX = "PIPELINE_"
@@ -102,12 +103,28 @@ class Settings(BaseSettings):
             if (value := getattr(self, name)) > self.ingest_queue_events_max:
                 most = f"{PREFIX}INGEST_QUEUE_EVENTS_MAX, which is {self.ingest_queue_events_max}"
                 raise ValueError(f"{PREFIX}{name.upper()}={value}: must be at most {most}")
+        least = self.window_seconds + self.disorder_seconds
+        if round(self.lateness_max_seconds * SECOND_US) < round(least * SECOND_US):
+            sum_of = f"{PREFIX}WINDOW_SECONDS + {PREFIX}DISORDER_SECONDS, which is {least:.12g}"
+            raise ValueError(f"{PREFIX}LATENESS_MAX_SECONDS={self.lateness_max_seconds:.12g}: must be at least {sum_of}")
         return self
 
     @property
     def lake(self) -> str:
         """The folder or URL under which the tables lie."""
         return self.lake_url or str(self.data_dir / "lake")
+
+
+def semantics_of(settings: Settings) -> Semantics:
+    """What time means under these settings."""
+    return Semantics(
+        width=settings.window_seconds * SECOND_US,
+        disorder=round(settings.disorder_seconds * SECOND_US),
+        idle_after=round(settings.idle_after_seconds * SECOND_US),
+        lateness_max=round(settings.lateness_max_seconds * SECOND_US),
+        open_rows_max=settings.open_rows_max,
+        counter_gap=round(settings.counter_gap_seconds * SECOND_US),
+    )
 
 
 def load(**overrides: object) -> Settings:

@@ -23,13 +23,12 @@ import polars as pl
 from api.app import bind
 from pipeline.books import balance
 from pipeline.errors import Invalid, PipelineError
-from pipeline.settings import Settings
+from pipeline.settings import Settings, semantics_of
 from pipeline.stores.alertlog import AlertReader
 from pipeline.stores.catalog import write_catalog
-from pipeline.stores.connection import connect, stream_key
+from pipeline.stores.connection import connect, parse_id, stream_key
 from pipeline.stores.embedded import EmbeddedRedis
 from pipeline.stores.lake import Lake
-from pipeline.worker import semantics_of
 
 STOP_ORDER = ("simulator", "ingest", "worker", "notifier", "maintenance")
 STOP_SECONDS = 40
@@ -271,17 +270,13 @@ class Supervisor:
         }
 
     def _drain(self) -> None:
-        """Wait until the workers have read everything, and the windows that the last events closed are committed."""
+        """Wait until the workers have read all that is there now; ticks go on coming."""
         client, deadline = connect(self._settings.redis_url, self._settings.redis_timeout_seconds), time.monotonic() + DRAIN_SECONDS
-        while time.monotonic() < deadline and not self._stopping.is_set():
-            lag = 0
-            for partition in range(self._settings.partitions):
-                groups = client.xinfo_groups(stream_key(partition)) if client.exists(stream_key(partition)) else []
-                last = client.xrevrange(stream_key(partition), count=1)
-                lag += bool(groups and last and groups[0]["last-delivered-id"] != last[0][0])
-            if not lag:
-                return
-            time.sleep(0.2)
+        newest = {key: client.xrevrange(key, count=1) for key in map(stream_key, range(self._settings.partitions))}
+        unread = {key: parse_id(entries[0][0]) for key, entries in newest.items() if entries}
+        while unread and time.monotonic() < deadline and not self._stopping.wait(0.1):
+            read = {key: parse_id(client.xinfo_groups(key)[0]["last-delivered-id"]) for key in unread}
+            unread = {key: last for key, last in unread.items() if read[key] < last}
 
     def _books(self) -> dict:
         settings = self._settings

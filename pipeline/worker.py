@@ -25,10 +25,9 @@ from pipeline.core.batch import Output, State
 from pipeline.core.recovery import recover
 from pipeline.core.rules import SEVERITIES, Rules
 from pipeline.core.schema import SERIES_NAMES
-from pipeline.core.semantics import Semantics
-from pipeline.errors import Fenced, Invalid, PipelineError, Unavailable
+from pipeline.errors import Fenced, PipelineError, Unavailable
 from pipeline.isolation import step_safely
-from pipeline.settings import Settings
+from pipeline.settings import Settings, semantics_of
 from pipeline.stores.alertlog import NAMED, AlertLog
 from pipeline.stores.connection import check_server, connect
 from pipeline.stores.entries import to_batch
@@ -41,21 +40,6 @@ log = logging.getLogger("worker")
 
 COMMIT_ORDER = (*SIDE_TABLES, "aggregates")  # a crash in between leaves the earlier ones ahead, and recovery cuts there
 _NO_ALERTS = NAMED.to_frame()
-
-
-def semantics_of(settings: Settings) -> Semantics:
-    """What time means under these settings."""
-    try:
-        return Semantics(
-            width=settings.window_seconds * 1_000_000,
-            disorder=int(settings.disorder_seconds * 1e6),
-            idle_after=int(settings.idle_after_seconds * 1e6),
-            lateness_max=int(settings.lateness_max_seconds * 1e6),
-            open_rows_max=settings.open_rows_max,
-            counter_gap=int(settings.counter_gap_seconds * 1e6),
-        )
-    except ValueError as error:
-        raise Invalid(f"settings: {error}") from None
 
 
 @dataclass

@@ -18,11 +18,10 @@ import httpx
 import polars as pl
 
 from pipeline.books import balance
-from pipeline.settings import load
+from pipeline.settings import load, semantics_of
 from pipeline.stores.connection import connect, stream_key
 from pipeline.stores.embedded import EmbeddedRedis
 from pipeline.stores.lake import Lake
-from pipeline.worker import semantics_of
 
 SETTINGS = {
     "PIPELINE_WINDOW_SECONDS": "10",

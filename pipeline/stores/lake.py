@@ -120,18 +120,21 @@ class Lake:
 
     def check(self, semantics: Semantics, partitions: int) -> None:
         """Invalid where this lake was made with other numbers than these."""
-        try:
-            found = json.loads(self._handle("aggregates").metadata().description or "{}")
-        except ValueError:
-            found = {}
+        found = self.made_with()
         if found.get("format") != FORMAT:
             raise Invalid(f"{self.location} holds tables of another format ({found.get('format')}, not {FORMAT}): choose another --data")
         for name, value in {"partitions": partitions, **semantics_of_lake(semantics)}.items():
             if found.get(name) != value:
-                variable = f"PIPELINE_{name.upper()}"
-                raise Invalid(
-                    f"{self.location} was made with {variable}={found.get(name)}, not {value}: set that, or choose another --data"
-                )
+                made = f"PIPELINE_{name.upper()}={found.get(name, 0):.12g}, not {value:.12g}"
+                raise Invalid(f"{self.location} was made with {made}: set that, or choose another --data")
+
+    def made_with(self) -> dict[str, float]:
+        """What `create_tables` wrote down; empty for a table that something else made."""
+        try:
+            found = json.loads(self._handle("aggregates").metadata().description or "{}")
+        except ValueError:
+            found = None
+        return found if isinstance(found, dict) else {}
 
     def _check_writable(self) -> None:
         if "://" in self.location:
@@ -388,7 +391,7 @@ def lake_settings(location: str) -> dict[str, float]:
     lake = Lake(location)
     if not lake.exists():
         return {}
-    found = json.loads(lake._handle("aggregates").metadata().description or "{}")
+    found = lake.made_with()
     whole = {"partitions", "window_seconds"}
     return {name: int(value) if name in whole else value for name, value in found.items() if name != "format"}
 

@@ -149,7 +149,8 @@ class Streams:
     def agree(self, partitions: int) -> None:
         """Write down the number of partitions where it is not. Invalid: it is another."""
         with translated():
-            self._redis.set(keys.PARTITIONS, partitions, nx=True)
+            if not self._redis.exists(keys.PARTITIONS):  # asked first: a full Redis refuses even a write that does nothing
+                self._redis.set(keys.PARTITIONS, partitions, nx=True)
             found = int(self._redis.get(keys.PARTITIONS))
         if found != partitions:
             wanted = f"PIPELINE_PARTITIONS={partitions}"

@@ -1,0 +1,144 @@
+"""Settings: what is wrong is said per field, in one line, with its variable and its value."""
+
+from __future__ import annotations
+
+import pytest
+
+from pipeline.errors import Invalid
+from pipeline.settings import Settings, load, semantics_of
+from pipeline.stores.connection import connect, redact
+
+
+@pytest.fixture(autouse=True)
+def clean(monkeypatch):
+    """No variable of the person who runs the tests."""
+    for name in Settings.model_fields:
+        monkeypatch.delenv(f"PIPELINE_{name.upper()}", raising=False)
+    monkeypatch.delenv("REDIS_URL", raising=False)
+
+
+def complaints(monkeypatch, **variables: str) -> list[str]:
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(Invalid) as refused:
+        load()
+    return str(refused.value).splitlines()
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "said"),
+    [
+        ("PIPELINE_WINDOW_SECONDS", "-5", "must be at least 1"),
+        ("PIPELINE_WINDOW_SECONDS", "301", "must be at most 300"),
+        ("PIPELINE_WINDOW_SECONDS", "ten", "must be a whole number"),
+        ("PIPELINE_WINDOW_SECONDS", "1.5", "must be a whole number"),
+        ("PIPELINE_WINDOW_SECONDS", "", "must be a whole number"),
+        ("PIPELINE_PARTITIONS", "0", "must be at least 1"),
+        ("PIPELINE_DISORDER_SECONDS", "long", "must be a number"),
+        ("PIPELINE_DISORDER_SECONDS", "3601", "must be at most 3600"),
+        ("PIPELINE_DISORDER_SECONDS", "nan", "must be at most 3600"),
+        ("PIPELINE_BACKOFF_MAX_SECONDS", "0", "must be more than 0"),
+        ("PIPELINE_FUTURE_SKEW_MAX_SECONDS", "inf", "must be at most 315360000"),
+        ("PIPELINE_API_PORT", "65536", "must be at most 65535"),
+        ("PIPELINE_EMBEDDED_FSYNC", "never", "must be 'always' or 'everysec'"),
+        ("PIPELINE_COUNTER_METRICS", "many", 'must be a JSON object, such as {"vendor-*-count": 32}'),
+        ("PIPELINE_COUNTER_METRICS", "[1]", "must be a JSON object"),
+    ],
+)
+def test_a_bad_value_is_said_in_one_line(monkeypatch, variable, value, said):
+    (line,) = complaints(monkeypatch, **{variable: value})
+    shown = "[1]" if value == "[1]" else value
+    assert line == f"{variable}={shown}: {said}"
+
+
+def test_several_bad_fields_are_several_lines(monkeypatch):
+    """All at once: nobody mends them one by one."""
+    found = complaints(monkeypatch, PIPELINE_WINDOW_SECONDS="-5", PIPELINE_LEASE_MS="x", PIPELINE_API_PORT="-1")
+    assert sorted(found) == [
+        "PIPELINE_API_PORT=-1: must be at least 0",
+        "PIPELINE_LEASE_MS=x: must be a whole number",
+        "PIPELINE_WINDOW_SECONDS=-5: must be at least 1",
+    ]
+
+
+def test_counter_metrics_wrap_at_widths_that_exist(monkeypatch):
+    monkeypatch.setenv("PIPELINE_COUNTER_METRICS", '{"vendor-*-count": 32, "level": 0}')
+    assert load().counter_metrics == {"vendor-*-count": 32, "level": 0}
+    (line,) = complaints(monkeypatch, PIPELINE_COUNTER_METRICS='{"vendor-*-count": 48}')
+    assert line == "PIPELINE_COUNTER_METRICS[vendor-*-count]=48: must be 0, 32, 53 or 64"
+
+
+def test_overrides_are_complained_of_by_the_same_names():
+    """What an argument of the command line sets, too."""
+    with pytest.raises(Invalid, match=r"^PIPELINE_WINDOW_SECONDS=0: must be at least 1$"):
+        load(window_seconds=0)
+
+
+@pytest.mark.parametrize("name", ["group_events_max", "body_events_max"])
+def test_no_body_and_no_group_is_larger_than_the_queue(name):
+    """It could never be admitted."""
+    with pytest.raises(Invalid) as refused:
+        load(**{name: 500_000})
+    most = "PIPELINE_INGEST_QUEUE_EVENTS_MAX, which is 400000"
+    assert str(refused.value) == f"PIPELINE_{name.upper()}=500000: must be at most {most}"
+
+
+def test_an_event_that_is_too_late_has_a_closed_window():
+    """Else a row could be set aside while its window is open."""
+    with pytest.raises(Invalid) as refused:
+        load(lateness_max_seconds=10)
+    least = "PIPELINE_WINDOW_SECONDS + PIPELINE_DISORDER_SECONDS, which is 80"
+    assert str(refused.value) == f"PIPELINE_LATENESS_MAX_SECONDS=10: must be at least {least}"
+    assert semantics_of(load(window_seconds=2, disorder_seconds=0.5)).disorder == 500_000
+    semantics_of(load(window_seconds=60, disorder_seconds=20.1, lateness_max_seconds=80.1))
+
+
+def test_the_variable_is_the_field(monkeypatch):
+    """PIPELINE_X for field x; for the Redis REDIS_URL too, as others name it, and ours before theirs."""
+    monkeypatch.setenv("PIPELINE_WINDOW_SECONDS", "30")
+    monkeypatch.setenv("REDIS_URL", "redis://theirs:6379")
+    assert (load().window_seconds, load().redis_url) == (30, "redis://theirs:6379")
+    monkeypatch.setenv("PIPELINE_REDIS_URL", "redis://ours:6379")
+    assert load().redis_url == "redis://ours:6379"
+    assert load(redis_url="redis://told:1").redis_url == "redis://told:1"
+
+
+def test_the_lake_lies_in_the_data_folder_unless_told(monkeypatch):
+    monkeypatch.setenv("PIPELINE_DATA_DIR", "here")
+    assert load().lake == "here/lake"
+    monkeypatch.setenv("PIPELINE_LAKE_URL", "s3://bucket/lake")
+    assert load().lake == "s3://bucket/lake"
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "redis://user:s3cret@host:port",
+        "redis://:s3cr/s3cret@host:6379",
+        "http://:s3cret@host",
+        "//u:p@s3cret@host",
+        "redis://:a@s3cret@h:x",
+        "h:1?password=s3cret",
+    ],
+)
+def test_a_password_is_never_shown(url):
+    """Also where the URL is wrong: what the library says of it may quote a part of the password."""
+    with pytest.raises(Invalid) as refused:
+        connect(url, 1)
+    said = str(refused.value)
+    assert "s3cret" not in said and "s3cr/" not in said and "'s3cr'" not in said
+    assert said.startswith("PIPELINE_REDIS_URL=") and "must be like redis://USER:PASSWORD@HOST:6379/0" in said
+
+
+def test_a_password_is_cut_out_of_texts():
+    text = "Error 111 connecting to rediss://user:s3cret@host:6379/0. Connection refused."
+    assert redact(text) == "Error 111 connecting to rediss://***@host:6379/0. Connection refused."
+    assert redact("to redis://host?db=1&password=s3cret&x=1, refused") == "to redis://host?db=1&password=***&x=1, refused"
+    assert redact("Timeout connecting to host:6379") == "Timeout connecting to host:6379"
+
+
+@pytest.mark.parametrize("url", ["", "localhost:6379", "redis://host:port", "tcp://host"])
+def test_a_bad_url_is_said_in_one_line(url):
+    """No traceback, and how it must be."""
+    with pytest.raises(Invalid, match=r"^PIPELINE_REDIS_URL=.*: must be like redis://"):
+        connect(url, 1)
