@@ -435,6 +435,8 @@ class Worker:
         settlements = {}
         for partition, position in snapshot.positions.items():
             holding, kept = self._held.get(partition), unsettled.get(partition, set())
+            if partition in self._lost:  # rows of it were refused: what looks done in our state is not
+                continue
             if holding is not None and (settled := [e for e in holding.pending if e <= position and e not in kept]):
                 settlements[partition] = Settlement(holding.token, settled, min(kept, default=position + 1))
         failed = self._streams.settle(settlements) if settlements else {}
@@ -485,6 +487,7 @@ class Worker:
         self._wait_for_commit()
         if self._commit is not None:
             return  # the committer is stuck: keep them, their leases run out if we stop
+        self._drop_lost()  # what that commit found fenced: nothing that was made of it since may be settled
         if (snapshot := self._commit_until_done(self._snapshot())) is not None:
             self._settle(snapshot)
         for partition in partitions:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import polars as pl
+import pyarrow as pa
 
 from pipeline.core.batch import BATCH_EVENTS, ENTRIES, Batch, Output, State, step
 from pipeline.core.rules import Rules
 from pipeline.core.schema import entry_id
 from pipeline.core.semantics import Semantics
+from pipeline.stores.codec import EVENTS_ARROW, encode
 
 S = 1_000_000
 SEMANTICS = Semantics(width=10 * S, disorder=4 * S, idle_after=1000 * S, lateness_max=600 * S, open_rows_max=1000, counter_gap=30 * S)
@@ -43,3 +45,10 @@ def windows(samples: list[tuple[float, float]], bits: int = 0, semantics: Semant
     rows = [("r1", "m", time, value) for time, value in samples]
     _, output = run(batch([(0, rows), (1, [("r1", "end", end, 0)])], bits), semantics=semantics)
     return output.aggregates.filter(pl.col("metric").cast(pl.String) == "m").sort("window", "revision").to_dicts()
+
+
+def payload(device: str, metric: str, time: int, value: float) -> bytes:
+    """One event as a stream entry carries it. `time` in microseconds."""
+    names = [pa.array([text]).dictionary_encode() for text in (device, "", metric, "")]
+    rest = [pa.array([0], pa.uint8()), pa.array([value]), pa.nulls(1, pa.uint64()), pa.array([time], pa.int64())]
+    return encode(pa.RecordBatch.from_arrays([*names, *rest], schema=EVENTS_ARROW))

@@ -4,23 +4,20 @@ from __future__ import annotations
 
 import numpy as np
 import polars as pl
-import pyarrow as pa
 import pytest
 
 import pipeline.isolation as isolation
 from pipeline.core.batch import State
 from pipeline.core.rules import Rules
 from pipeline.core.schema import entry_id
-from pipeline.stores.codec import EVENTS_ARROW, encode
 from pipeline.stores.entries import to_batch
 from pipeline.stores.streams import Entry
+from tests.frames import payload
 from tests.properties.test_step import SEMANTICS, S
 
 
 def entry(number: int, device: str, time: int = 50 * S, value: float = 1.0) -> Entry:
-    names = [pa.array([text]).dictionary_encode() for text in (device, "", "x", "")]
-    rest = [pa.array([0], pa.uint8()), pa.array([value]), pa.nulls(1, pa.uint64()), pa.array([time], pa.int64())]
-    return Entry(entry_id(number * 1000, 0), encode(pa.RecordBatch.from_arrays([*names, *rest], schema=EVENTS_ARROW)), 1)
+    return Entry(entry_id(number * 1000, 0), payload(device, "x", time, value), 1)
 
 
 class Panic(BaseException):

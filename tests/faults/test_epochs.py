@@ -1,0 +1,70 @@
+"""The seam between two holders: a zombie's commit lands in the lake after the next holder has recovered."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+
+import pytest
+
+from pipeline.core.schema import AGGREGATES
+from pipeline.stores.connection import connect_async, lease_key
+from pipeline.stores.streams import Appender, Group, Streams
+from pipeline.worker import Worker
+from tests.frames import payload
+from tests.harness import Stack, eventually
+
+S = 1_000_000
+PARTITION = 3
+
+
+@pytest.fixture
+def stack(tmp_path):
+    with Stack(tmp_path, fsync="everysec", PIPELINE_COMMIT_INTERVAL_MS="600000", PIPELINE_LEASE_MS="60000") as running:
+        yield running
+
+
+def append(stack, *moments: int) -> None:
+    async def run() -> None:
+        appender = Appender(connect_async(stack.settings.redis_url, 5), stack.settings.partitions, 300)
+        for moment in moments:
+            (entry,) = await appender.append([Group(PARTITION, payload("a", "x", moment * S, 1.0), 1, b"", 0)])
+            assert isinstance(entry, int), entry
+        await appender.close()
+
+    asyncio.run(run())
+
+
+def holder(stack, name: str) -> Worker:
+    """A worker that has taken all partitions and waits for nobody: its turns are ours to call."""
+    worker = Worker(stack.settings, name)
+    worker._start()
+    worker._membership()
+    worker._committed_at = time.monotonic()  # no commit of its own accord
+    return worker
+
+
+def test_what_a_refused_commit_holds_is_never_settled(stack):
+    """The new holder's commit is refused, as the zombie's came first; giving the partition back then settles nothing of it."""
+    holder(stack, "zombie")  # it freezes at once
+    stack.client.delete(*(lease_key(partition) for partition in range(stack.settings.partitions)), "workers")
+    second = holder(stack, "second")
+    append(stack, 1_700_000_000, 1_700_000_005, 1_700_000_031, 1_700_000_062)  # closes windows
+    stood = stack.lake().positions("aggregates", [PARTITION])[PARTITION]
+    second._turn()
+    assert second._made_rows > 0
+    stack.lake().commit("aggregates", AGGREGATES.to_frame(), {PARTITION: stood + 1}, {PARTITION: stood})  # the zombie's
+
+    second._committed_at = -1e9
+    second._commit_when_due()
+    eventually(lambda: second._commit.done(), 10, "the commit is over")
+    waiting = Streams(stack.client).outstanding(PARTITION)
+    assert len([entry for entry in waiting if entry.event_count]) == 4
+    second._hand_over([PARTITION])
+    assert Streams(stack.client).outstanding(PARTITION)[: len(waiting)] == waiting, "entries were settled that no table has"
+
+    third = holder(stack, "third")
+    third._turn()
+    if PARTITION in third._held:
+        third._hand_over(list(third._held))
+    assert stack.books()["balanced"]
