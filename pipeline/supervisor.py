@@ -22,7 +22,7 @@ import polars as pl
 
 from api.app import bind
 from pipeline.books import balance
-from pipeline.errors import Invalid, PipelineError
+from pipeline.errors import Invalid, PipelineError, Unavailable
 from pipeline.settings import Settings, semantics_of
 from pipeline.stores.alertlog import AlertReader
 from pipeline.stores.catalog import write_catalog
@@ -193,11 +193,23 @@ class Supervisor:
             now = time.monotonic()
             if self._duration is not None and now - began >= self._duration:
                 return
+            self._restart_redis_if_dead()
             for process in self._processes:
                 self._restart_if_dead(process, now)
             if now - reported >= REPORT_SECONDS:
                 reported = now
                 seen = self._report(lake, seen)
+
+    def _restart_redis_if_dead(self) -> None:
+        """The others wait for it, and go on by themselves."""
+        if self._redis is None or self._redis.process is None or self._redis.process.poll() is None:
+            return
+        self.say("up", "the embedded Redis died; starting it again")
+        try:
+            self._redis.start()
+        except Unavailable as error:
+            self.say("up", f"{error}; trying again")
+            self._stopping.wait(1)
 
     def _restart_if_dead(self, process: Process, now: float) -> None:
         if process.process is None:
