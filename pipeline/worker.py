@@ -296,9 +296,13 @@ class Worker:
                 failed = reply
                 holding.reread_after = max(self._state.positions[partition], holding.pending[-1] if holding.pending else 0)
             elif reply:
-                entries[partition] = reply
-                holding.pending += [entry.id for entry in reply]
-                rows += sum(entry.event_count for entry in reply)
+                applied = sum(entry.id <= self._state.positions[partition] for entry in reply)
+                if applied:  # a Redis that failed over may have forgotten what it delivered
+                    log.warning("partition %d: %d entries were delivered again; they are applied already", partition, applied)
+                    holding.pending = sorted({*holding.pending, *(entry.id for entry in reply[:applied])})
+                entries[partition] = reply[applied:]
+                holding.pending += [entry.id for entry in reply[applied:]]
+                rows += sum(entry.event_count for entry in reply[applied:])
                 if holding.reread_after is not None:
                     holding.reread_after = reply[-1].id
                 if gone := sum(entry.lost for entry in reply):

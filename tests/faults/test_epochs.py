@@ -8,7 +8,7 @@ import time
 import pytest
 
 from pipeline.core.schema import AGGREGATES
-from pipeline.stores.connection import connect_async, lease_key
+from pipeline.stores.connection import GROUP, connect_async, lease_key, stream_key
 from pipeline.stores.streams import Appender, Group, Streams
 from pipeline.worker import Worker
 from tests.frames import payload
@@ -68,3 +68,18 @@ def test_what_a_refused_commit_holds_is_never_settled(stack):
     if PARTITION in third._held:
         third._hand_over(list(third._held))
     assert stack.books()["balanced"]
+
+
+def test_what_redis_delivers_again_is_not_applied_again(stack):
+    """A Redis that failed over may have forgotten what it delivered; what was applied is known by its position."""
+    worker = holder(stack, "only")
+    append(stack, 1_700_000_000, 1_700_000_005, 1_700_000_031)
+    worker._turn()
+    before = (worker._state.open.height, worker._made_rows)
+    stack.client.xgroup_setid(stream_key(PARTITION), GROUP, "0")
+    append(stack, 1_700_000_032)
+    worker._turn()
+    assert (worker._state.open.height, worker._made_rows) == (before[0] + 1, before[1])
+    worker._hand_over(list(worker._held))
+    books = stack.books()
+    assert books["balanced"] and books["repeated"] == 0 and books["late"] == 0
