@@ -15,11 +15,12 @@ import threading
 import time
 from collections.abc import Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 
 import polars as pl
 from apscheduler.schedulers.background import BackgroundScheduler
 
+from pipeline.commits import COMMIT_ORDER, Holding, Snapshot, commit
 from pipeline.core.assignment import plan
 from pipeline.core.batch import Output, State
 from pipeline.core.recovery import recover
@@ -31,37 +32,14 @@ from pipeline.settings import Settings, semantics_of
 from pipeline.stores.alertlog import NAMED, AlertLog
 from pipeline.stores.connection import check_server, connect
 from pipeline.stores.entries import to_batch
-from pipeline.stores.lake import SIDE_TABLES, Lake
+from pipeline.stores.lake import Lake
 from pipeline.stores.leases import Leases
 from pipeline.stores.rulebook import Rulebook, read_document
 from pipeline.stores.streams import Entry, Settlement, Streams
 
 log = logging.getLogger("worker")
 
-COMMIT_ORDER = (*SIDE_TABLES, "aggregates")  # a crash in between leaves the earlier ones ahead, and recovery cuts there
 _NO_ALERTS = NAMED.to_frame()
-
-
-@dataclass
-class Holding:
-    """One partition held: its token, what was delivered and is not settled, where each table stands."""
-
-    token: int
-    tables: dict[str, int] = field(default_factory=dict)  # table -> committed position; empty until it is recovered
-    pending: list[int] = field(default_factory=list)  # entry ids, growing
-    reread_after: int | None = None  # a reply got lost: read own history after this id before anything new
-    alerts: pl.DataFrame = field(default_factory=lambda: _NO_ALERTS)  # as Redis has them
-    transitions: list[dict] = field(default_factory=list)  # not yet in Redis
-
-
-@dataclass
-class Snapshot:
-    """What one commit makes durable: rows per table, and per partition the position and the entries still open there."""
-
-    rows: dict[str, list[pl.DataFrame]]
-    positions: dict[int, int]
-    open: pl.DataFrame  # the open rows at these positions
-    done: set[str] = field(default_factory=set)  # tables that are committed already
 
 
 class Worker:
@@ -381,14 +359,16 @@ class Worker:
 
     def _finish_commit(self) -> None:
         """Take the result of a commit that is done: settle what it made durable."""
-        commit, self._commit = self._commit, None
-        if commit is not None and (snapshot := commit.result()) is not None:
+        future, self._commit = self._commit, None
+        if future is not None and (snapshot := future.result()) is not None:
             self._settle(snapshot)
 
     def _snapshot(self) -> Snapshot:
         made, self._made = self._made, {table: [] for table in COMMIT_ORDER}
         self._made_rows = 0
-        return Snapshot({table: rows for table, rows in made.items() if rows}, dict(self._state.positions), self._state.open)
+        rows = {table: rows for table, rows in made.items() if rows}
+        tokens = {partition: holding.token for partition, holding in self._held.items()}
+        return Snapshot(rows, tokens, dict(self._state.positions), self._state.open)
 
     def _commit_until_done(self, snapshot: Snapshot) -> Snapshot | None:
         """Commit a snapshot, however long the lake is away; None: given up at the stop.
@@ -398,7 +378,7 @@ class Worker:
         failures = 0
         while True:
             try:
-                self._commit_tables(snapshot)
+                commit(snapshot, self._lake, self._held, self._lost)
                 return snapshot
             except Unavailable as error:
                 failures += 1
@@ -409,36 +389,13 @@ class Worker:
                     return None
                 self._stopping.wait(random.uniform(0.5, 1) * min(self._settings.backoff_max_seconds, 0.1 * 2 ** min(failures, 10)))
 
-    def _commit_tables(self, snapshot: Snapshot) -> None:
-        for table in COMMIT_ORDER:
-            while table in snapshot.rows and table not in snapshot.done:
-                held = dict(self._held)  # the main loop may drop partitions meanwhile; then it waits for this to end
-                rows = pl.concat(snapshot.rows[table])
-                mine = rows["partition"].unique().to_list()
-                positions = {p: snapshot.positions[p] for p in mine if p in snapshot.positions and p in held}
-                if len(positions) < len(mine):
-                    rows = rows.filter(pl.col("partition").is_in(list(positions)))
-                if not positions:
-                    snapshot.done.add(table)
-                    break
-                try:
-                    expected = {partition: held[partition].tables[table] for partition in positions}
-                    self._lake.commit(table, rows, positions, expected)
-                except Fenced as error:
-                    self._lost[error.partition] = (held[error.partition].token, str(error))
-                    snapshot.positions.pop(error.partition)
-                    continue
-                for partition, position in positions.items():
-                    held[partition].tables[table] = position
-                snapshot.done.add(table)
-
     def _settle(self, snapshot: Snapshot) -> None:
         """Acknowledge and trim the entries all of whose windows are committed."""
         still = snapshot.open.select("partition", "entry").unique().group_by("partition").agg("entry")
         unsettled = {partition: set(entries) for partition, entries in still.iter_rows()}
-        settlements = {}
+        settlements, held = {}, snapshot.still_held(self._held)
         for partition, position in snapshot.positions.items():
-            holding, kept = self._held.get(partition), unsettled.get(partition, set())
+            holding, kept = held.get(partition), unsettled.get(partition, set())
             if partition in self._lost:  # rows of it were refused: what looks done in our state is not
                 continue
             if holding is not None and (settled := [e for e in holding.pending if e <= position and e not in kept]):
@@ -455,7 +412,7 @@ class Worker:
 
     def _drop_lost(self) -> None:
         """Forget what turned out to be another's; not what was taken again since, under a newer token."""
-        lost, self._lost = self._lost, {}
+        lost = {partition: self._lost.pop(partition) for partition in list(self._lost)}  # in place: the committer adds to it
         over = {p: why for p, (token, why) in lost.items() if p in self._held and self._held[p].token == token}
         self._drop(over, "; ".join(sorted(set(over.values()))[:3]))
 

@@ -1,0 +1,67 @@
+"""What a worker holds of each partition, and how what was made of them becomes durable: one commit per table for all."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import polars as pl
+
+from pipeline.errors import Fenced
+from pipeline.stores.alertlog import NAMED
+from pipeline.stores.lake import SIDE_TABLES, Lake
+
+COMMIT_ORDER = (*SIDE_TABLES, "aggregates")  # a crash in between leaves the earlier ones ahead, and recovery cuts there
+
+
+@dataclass
+class Holding:
+    """One partition held: its token, what was delivered and is not settled, where each table stands."""
+
+    token: int
+    tables: dict[str, int] = field(default_factory=dict)  # table -> committed position; empty until it is recovered
+    pending: list[int] = field(default_factory=list)  # entry ids, growing
+    reread_after: int | None = None  # a reply got lost: read own history after this id before anything new
+    alerts: pl.DataFrame = field(default_factory=NAMED.to_frame)  # as Redis has them
+    transitions: list[dict] = field(default_factory=list)  # not yet in Redis
+
+
+@dataclass
+class Snapshot:
+    """What one commit makes durable: rows per table, and per partition the position and the entries still open there."""
+
+    rows: dict[str, list[pl.DataFrame]]
+    tokens: dict[int, int]  # of the epoch that made it: a later one of ours has nothing to do with it
+    positions: dict[int, int]
+    open: pl.DataFrame  # the open rows at these positions
+    done: set[str] = field(default_factory=set)  # tables that are committed already
+
+    def still_held(self, held: Mapping[int, Holding]) -> dict[int, Holding]:
+        """Of what is held now, what is so under the tokens that this was made under."""
+        return {partition: holding for partition, holding in dict(held).items() if holding.token == self.tokens.get(partition)}
+
+
+def commit(snapshot: Snapshot, lake: Lake, held: Mapping[int, Holding], lost: dict[int, tuple[int, str]]) -> None:
+    """Commit each table of a snapshot that is not done. Unavailable: the lake is away; call again.
+
+    `held` may change meanwhile: partitions that are held no longer are left out. Those of which the lake says that
+    another has written leave the snapshot and go to `lost` (partition -> token, reason).
+    """
+    for table in COMMIT_ORDER:
+        while table in snapshot.rows and table not in snapshot.done:
+            mine = snapshot.still_held(held)
+            rows = pl.concat(snapshot.rows[table])
+            made = rows["partition"].unique().to_list()
+            positions = {p: snapshot.positions[p] for p in made if p in snapshot.positions and p in mine}
+            if len(positions) < len(made):
+                rows = rows.filter(pl.col("partition").is_in(list(positions)))
+            try:
+                if positions:
+                    lake.commit(table, rows, positions, {partition: mine[partition].tables[table] for partition in positions})
+            except Fenced as error:
+                lost[error.partition] = (mine[error.partition].token, str(error))
+                snapshot.positions.pop(error.partition)
+                continue
+            for partition, position in positions.items():
+                mine[partition].tables[table] = position
+            snapshot.done.add(table)
