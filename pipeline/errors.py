@@ -21,7 +21,3 @@ class Fenced(PipelineError):
     def __init__(self, partition: int, detail: str) -> None:
         super().__init__(f"partition {partition}: {detail}")
         self.partition = partition
-
-
-class CommitUnknown(PipelineError):
-    """The reply to a commit got lost. Read the positions back before anything else."""

@@ -5,11 +5,8 @@ All series of a device meet in one partition, in order: counter rates and device
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from functools import lru_cache
 from hashlib import blake2b
-
-import polars as pl
 
 
 @lru_cache(maxsize=1 << 17)
@@ -21,8 +18,3 @@ def device_hash(device: str) -> int:
 def partition_of(device: str, partitions: int) -> int:
     """The partition, 0 to `partitions` - 1, that holds every series of `device`."""
     return device_hash(device) % partitions
-
-
-def partitions_of(devices: Sequence[str], partitions: int) -> pl.Series:
-    """The partitions of distinct devices, as Int32, in their order. Hash distinct names, then gather by code."""
-    return pl.Series("partition", [partition_of(device, partitions) for device in devices], dtype=pl.Int32)

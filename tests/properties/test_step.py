@@ -16,7 +16,7 @@ from pipeline.core.rules import Rules, parse
 from pipeline.core.schema import DEAD_ROWS, SERIES_NAMES, entry_id
 from pipeline.core.semantics import NEVER, Semantics
 from pipeline.core.windows import window_of
-from pipeline.testing import no_alerts
+from pipeline.stores.alertlog import NAMED
 from tests.oracle import Oracle
 
 S = 1_000_000
@@ -206,7 +206,7 @@ def reign(stream, lake, settled, draw, may_crash, alerts_log):
                 alerts_log["transitions"].append(output.transitions)
                 alerts_log["position"] = at
                 named = state.active.join(state.series.select("series", *SERIES_NAMES), on="series").drop("series", "partition")
-                alerts_log["active"] = named.select(no_alerts().columns)
+                alerts_log["active"] = named.select(list(NAMED))
         else:  # what stands at the alerts' own position is theirs to say
             active = alerts_log["active"].join(state.series.select("series", *SERIES_NAMES), on=SERIES_NAMES).drop(SERIES_NAMES)
             state = State(**{**state.__dict__, "active": active.with_columns(partition=pl.lit(0, pl.Int32)).select(state.active.columns)})
@@ -238,7 +238,7 @@ def test_crashes_anywhere_change_nothing(data):
     """Crashes before, between and after the tables' commits, with recovery: tables and alerts end as in a calm run."""
     stream = data.draw(streams())
     lake, settled, reigns = Lake(), set(), 0
-    alerts_log = {"position": -1, "transitions": [], "active": no_alerts()}
+    alerts_log = {"position": -1, "transitions": [], "active": NAMED.to_frame()}
 
     def may_crash():
         if reigns < 8 and data.draw(st.integers(0, 3)) == 0:
