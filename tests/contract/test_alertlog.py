@@ -9,22 +9,8 @@ from pipeline.errors import Fenced
 from pipeline.stores import connection as keys
 from pipeline.stores.alertlog import NAMED, AlertLog, AlertReader
 from pipeline.stores.leases import Leases
-from tests.harness import Stack
 
 NONE = NAMED.to_frame()
-
-
-@pytest.fixture(scope="module")
-def stack(tmp_path_factory):
-    with Stack(tmp_path_factory.mktemp("redis"), fsync="everysec") as running:
-        yield running
-
-
-@pytest.fixture
-def client(stack):
-    found = stack.client
-    found.flushall()
-    return found
 
 
 @pytest.fixture

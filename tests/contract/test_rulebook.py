@@ -11,19 +11,12 @@ import pytest
 from pipeline.errors import Invalid, Unavailable
 from pipeline.stores.connection import connect
 from pipeline.stores.rulebook import DEFAULT, Rulebook, read_document
-from tests.harness import Stack, free_port
-
-
-@pytest.fixture(scope="module")
-def stack(tmp_path_factory):
-    with Stack(tmp_path_factory.mktemp("redis"), fsync="everysec") as running:
-        yield running
+from tests.harness import free_port
 
 
 @pytest.fixture
-def book(stack):
-    stack.client.flushall()
-    return Rulebook(stack.client)
+def book(client):
+    return Rulebook(client)
 
 
 def document(bound: int, *, end: str = "\n") -> str:

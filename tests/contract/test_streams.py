@@ -11,21 +11,6 @@ from pipeline.stores import connection as keys
 from pipeline.stores.connection import check_server, connect_async, format_id, parse_id
 from pipeline.stores.leases import Leases
 from pipeline.stores.streams import Appender, Group, Repeated, Settlement, Streams
-from tests.harness import Stack
-
-
-@pytest.fixture(scope="module")
-def stack(tmp_path_factory):
-    with Stack(tmp_path_factory.mktemp("redis"), fsync="everysec") as running:
-        yield running
-
-
-@pytest.fixture
-def client(stack):
-    found = stack.client
-    found.flushall()
-    found.set(keys.PARTITIONS, 2)
-    return found
 
 
 def append(stack, *groups):

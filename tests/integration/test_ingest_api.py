@@ -7,7 +7,6 @@ import contextlib
 import gzip
 import json
 import os
-import shutil
 import signal
 import socket
 import subprocess
@@ -32,6 +31,7 @@ from pipeline.settings import Settings
 from pipeline.stores.codec import DEAD_LETTERS_ARROW, EVENTS_ARROW, decode
 from pipeline.stores.connection import GROUP, connect_async, stream_key
 from pipeline.stores.streams import Appender, Group, Repeated, Streams
+from tests.harness import Stack
 
 PARTITIONS = 4
 EVENT = {"device": "r1", "interface": "eth0", "metric": "cpu_pct", "value": 1.5}
@@ -501,23 +501,8 @@ def test_a_client_that_leaves_in_the_middle_of_its_body_harms_nobody(api):
 
 @pytest.fixture(scope="module")
 def redis_url(tmp_path_factory) -> Iterator[str]:
-    if shutil.which("redis-server") is None:
-        pytest.skip("redis-server is not on PATH")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    folder = tmp_path_factory.mktemp("redis")
-    command = ["redis-server", "--port", str(port), "--dir", str(folder), "--save", "", "--maxmemory-policy", "noeviction"]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
-    client = redis.Redis(port=port)
-    for _ in range(200):
-        with contextlib.suppress(redis.ConnectionError):
-            client.ping()
-            break
-        time.sleep(0.02)
-    yield f"redis://127.0.0.1:{port}"
-    process.terminate()
-    process.wait(10)
+    with Stack(tmp_path_factory.mktemp("redis"), fsync="everysec") as stack:
+        yield stack.settings.redis_url
 
 
 @pytest.fixture
