@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import logging
-import random
 import threading
 from datetime import UTC, datetime
 from typing import ClassVar, Protocol
@@ -16,7 +15,7 @@ from typing import ClassVar, Protocol
 from redis.exceptions import RedisError
 
 from pipeline.errors import Unavailable
-from pipeline.settings import Settings
+from pipeline.settings import Settings, backoff_seconds
 from pipeline.stores.alertlog import AlertReader
 from pipeline.stores.connection import connect, translate
 
@@ -120,7 +119,7 @@ class Notifier:
                 opened, failures = False, failures + 1  # Redis may come back empty: make the groups again
                 if failures in (1, 10, 100):
                     log.warning("%s; trying again", error)
-                self._stopping.wait(random.uniform(0.5, 1) * min(self._settings.backoff_max_seconds, 0.1 * 2 ** min(failures, 10)))
+                self._stopping.wait(backoff_seconds(failures, self._settings.backoff_max_seconds))
 
     def _deliver(self, transition: dict) -> None:
         if transition["phase"] == "pending":
@@ -132,7 +131,7 @@ class Notifier:
                     break
                 except OSError as error:
                     log.warning("%s: %s", sink.name, error)
-                    self._stopping.wait(random.uniform(0.5, 1) * min(self._settings.backoff_max_seconds, 0.1 * 2**attempt))
+                    self._stopping.wait(backoff_seconds(attempt, self._settings.backoff_max_seconds))
             else:
                 self._set_aside(sink, transition)
 

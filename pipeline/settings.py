@@ -6,6 +6,7 @@ Every bound, wait and retry of the system has its field here, with the unit last
 from __future__ import annotations
 
 import json
+import random
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
@@ -113,6 +114,11 @@ class Settings(BaseSettings):
     def lake(self) -> str:
         """The folder or URL under which the tables lie."""
         return self.lake_url or str(self.data_dir / "lake")
+
+
+def backoff_seconds(failures: int, most_seconds: float) -> float:
+    """How long to wait after so many failures in a row: doubling from a tenth of a second, bounded, with jitter."""
+    return random.uniform(0.5, 1) * min(most_seconds, 0.1 * 2 ** min(failures, 10))
 
 
 def semantics_of(settings: Settings) -> Semantics:

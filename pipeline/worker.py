@@ -28,7 +28,7 @@ from pipeline.core.rules import SEVERITIES, Rules
 from pipeline.core.schema import SERIES_NAMES
 from pipeline.errors import Fenced, PipelineError, Unavailable
 from pipeline.isolation import step_safely
-from pipeline.settings import Settings, semantics_of
+from pipeline.settings import Settings, backoff_seconds, semantics_of
 from pipeline.stores.alertlog import NAMED, AlertLog
 from pipeline.stores.connection import check_server, connect
 from pipeline.stores.entries import to_batch
@@ -120,10 +120,9 @@ class Worker:
 
     def _back_off(self, error: Unavailable) -> None:
         self._failures += 1
-        limit = min(self._settings.backoff_max_seconds, 0.1 * 2 ** min(self._failures, 10))
         if self._failures in (1, 10, 100):
             log.warning("%s; trying again", error)
-        self._stopping.wait(random.uniform(0.5, 1) * limit)
+        self._stopping.wait(backoff_seconds(self._failures, self._settings.backoff_max_seconds))
 
     def _reload_rules(self) -> None:
         """Pick up a new version; the main loop swaps it in between two micro-batches. A bad one changes nothing."""
@@ -386,8 +385,10 @@ class Worker:
                     log.warning("%s; trying again", error)
                 if self._stopping.is_set() and failures >= 3:
                     log.warning("gave up a commit at the stop: the next holder makes it again")
+                    # Nothing that comes after these rows may be committed without them.
+                    self._lost.update({p: (token, "its commit was given up") for p, token in snapshot.tokens.items()})
                     return None
-                self._stopping.wait(random.uniform(0.5, 1) * min(self._settings.backoff_max_seconds, 0.1 * 2 ** min(failures, 10)))
+                self._stopping.wait(backoff_seconds(failures, self._settings.backoff_max_seconds))
 
     def _settle(self, snapshot: Snapshot) -> None:
         """Acknowledge and trim the entries all of whose windows are committed."""

@@ -8,6 +8,8 @@ import time
 import pytest
 
 from pipeline.core.schema import AGGREGATES
+from pipeline.errors import Unavailable
+from pipeline.isolation import step_safely
 from pipeline.stores.connection import GROUP, connect_async, lease_key, stream_key
 from pipeline.stores.streams import Appender, Group, Streams
 from pipeline.worker import Worker
@@ -83,3 +85,30 @@ def test_what_redis_delivers_again_is_not_applied_again(stack):
     worker._hand_over(list(worker._held))
     books = stack.books()
     assert books["balanced"] and books["repeated"] == 0 and books["late"] == 0
+
+
+def test_nothing_is_committed_past_a_commit_that_was_given_up(stack, monkeypatch):
+    """At a stop the lake is away, the commit in flight is given up, and the lake is back for the last one: that must not come."""
+    worker = holder(stack, "leaving")
+    append(stack, 1_700_000_000, 1_700_000_005, 1_700_000_031)
+    worker._turn()
+    assert worker._made_rows > 0
+    real = worker._lake.commit
+    monkeypatch.setattr(worker._lake, "commit", away)
+    worker._committed_at = -1e9
+    worker._commit_when_due()
+    worker.stop()
+    eventually(lambda: worker._commit.done(), 20, "the commit is given up")
+    monkeypatch.setattr(worker._lake, "commit", real)
+    append(stack, 1_700_000_062)  # closes another window
+    entries, _ = worker._read()
+    worker._state, output = step_safely(worker._state, entries, worker._rules, worker._semantics)
+    worker._keep(output, worker._state)
+    worker._leave()
+    assert stack.lake().counts()["windows"] == 0, "a later commit came without the rows of the one before"
+    books = stack.books()
+    assert books["balanced"] and books["in_flight"] == 4
+
+
+def away(*_: object) -> None:
+    raise Unavailable("the lake is away")
