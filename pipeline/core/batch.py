@@ -15,17 +15,31 @@ import polars as pl
 from pipeline.core import alerts, anomalies, counters
 from pipeline.core.rules import BOUNDS, SEVERITIES, Rules
 from pipeline.core.schema import AGGREGATES, ANOMALIES, DEAD_ROWS, EVENTS, LATE, SERIES_NAMES, log_time
-from pipeline.core.semantics import Semantics
-from pipeline.core.watermarks import DEVICES, WINDOWS, arrive, close_early, heaviest, judge, passed, silent
+from pipeline.core.semantics import NEVER, Semantics
+from pipeline.core.watermarks import (
+    DEVICES,
+    WINDOWS,
+    arrive,
+    close_early,
+    heaviest,
+    judge,
+    last_closed,
+    of_device,
+    passed,
+    silent,
+    strides,
+)
 from pipeline.core.windows import OPEN_ROWS, SUMMARIES, revise, summarise, window_of
 
 BATCH_EVENTS = pl.Schema({"partition": pl.Int32(), "entry": pl.Int64(), **EVENTS})
 ENTRIES = pl.Schema({"partition": pl.Int32(), "entry": pl.Int64(), "rows": pl.UInt32()})
 # Every series known, with its last sample in a closed window (null: none yet), which a counter's increase starts from.
+# `series`, its number, is its place in the frame, so that what is known of it is looked up without a join.
 SERIES = pl.Schema(
     {
         "series": pl.UInt32(),
         "partition": pl.Int32(),
+        "device_number": pl.UInt32(),
         **{name: pl.Categorical() for name in SERIES_NAMES},
         "before_value": pl.Float64(),
         "before_exact": pl.UInt64(),
@@ -60,7 +74,6 @@ class State:
     active: pl.DataFrame = field(default_factory=alerts.ACTIVE.to_frame)
     bounds: pl.DataFrame = field(default_factory=BOUNDS.to_frame)
     rules_version: int = 0
-    next_series: int = 0
 
     def newest_times(self, some: pl.Expr) -> pl.DataFrame:
         """The newest event time of some series (a filter on `series`) that was on time: series, newest_time."""
@@ -71,31 +84,38 @@ class State:
         return pl.concat(times).group_by("series").agg(pl.col("newest_time").max())
 
     def with_partition(self, other: State) -> State:
-        """This state and that of partitions it does not have yet. Numbers of series are moved apart."""
-        shift = pl.col("series") + self.next_series
+        """This state and that of partitions it does not have yet. Numbers of series and devices are moved apart."""
+        series = pl.col("series") + self.series.height
+        device = pl.col("device_number") + self.devices.height
         return replace(
             self,
             positions={**self.positions, **other.positions},
-            series=pl.concat([self.series, other.series.with_columns(shift)]),
+            series=pl.concat([self.series, other.series.with_columns(series, device)]),
             devices=pl.concat([self.devices, other.devices]),
-            windows=pl.concat([self.windows, other.windows]),
-            open=pl.concat([self.open, other.open.with_columns(shift)]),
-            active=pl.concat([self.active, other.active.with_columns(shift)]),
+            windows=pl.concat([self.windows, other.windows.with_columns(device)]),
+            open=pl.concat([self.open, other.open.with_columns(series, device)]),
+            active=pl.concat([self.active, other.active.with_columns(series)]),
             rules_version=-1,  # bounds are resolved anew at the next step
-            next_series=self.next_series + other.next_series,
         )
 
     def without_partition(self, partition: int) -> State:
-        """This state without what belongs to `partition`."""
+        """This state without what belongs to `partition`. Numbers of series and devices close up."""
         others = pl.col("partition") != partition
+
+        def closed_up(frame: pl.DataFrame, *columns: str) -> pl.DataFrame:
+            number = {"series": self.series, "device_number": self.devices}
+            places = {column: number[column].select(others.cast(pl.UInt32).cum_sum() - 1).to_series() for column in columns}
+            return frame.with_columns(places[column].gather(frame[column]).alias(column) for column in columns)
+
+        windows = of_device(self.windows, self.devices, "partition").filter(others).drop("partition")
         return replace(
             self,
             positions={p: position for p, position in self.positions.items() if p != partition},
-            series=self.series.filter(others),
+            series=closed_up(self.series.filter(others), "series", "device_number"),
             devices=self.devices.filter(others),
-            windows=self.windows.filter(others),
-            open=self.open.filter(others),
-            active=self.active.filter(others),
+            windows=closed_up(windows, "device_number"),
+            open=closed_up(self.open.filter(others), "series", "device_number"),
+            active=closed_up(self.active.filter(others), "series"),
             rules_version=-1,
         )
 
@@ -158,19 +178,29 @@ def _take_rules(state: State, rules: Rules) -> tuple[State, pl.DataFrame]:
 
 
 def _number_series(state: State, events: pl.DataFrame, rules: Rules) -> tuple[State, pl.DataFrame]:
-    """Put the number of its series, and the guards of its rules, to each event; register series that are new."""
-    names = list(SERIES_NAMES)
-    wanted = state.series.select(*names, "series", "guard_upper", "guard_lower")
-    numbered = events.join(wanted, on=names, how="left", maintain_order="left")
+    """Put the number of its series and device, and the guards of its rules, to each event; register those that are new."""
+    names, looked_up = list(SERIES_NAMES), ("series", "device_number", "guard_upper", "guard_lower")
+    numbered = events.join(state.series.select(*names, *looked_up), on=names, how="left", maintain_order="left")
     if not numbered["series"].null_count():
         return state, numbered
     new = numbered.filter(pl.col("series").is_null()).select("partition", *names).unique(names, keep="first", maintain_order=True)
-    new = new.with_columns(series=pl.int_range(new.height, dtype=pl.UInt32, eager=True) + state.next_series)
+    state = _registered(state, new, rules)
+    return state, events.join(state.series.select(*names, *looked_up), on=names, how="left", maintain_order="left")
+
+
+def _registered(state: State, new: pl.DataFrame, rules: Rules) -> State:
+    """The state with new series (partition and names), and with their devices where these are new."""
+    fresh = new.select("device", "partition").unique("device", keep="first", maintain_order=True)
+    fresh = fresh.join(state.devices, on="device", how="anti", maintain_order="left")
+    fresh = fresh.with_columns(newest=NEVER, arrived=NEVER, closed_to=NEVER).select(pl.col(n).cast(t) for n, t in DEVICES.items())
+    devices = pl.concat([state.devices, fresh])
+    numbers = devices.select("device", device_number=pl.int_range(devices.height, dtype=pl.UInt32, eager=True))
+    new = new.join(numbers, on="device", maintain_order="left")
+    new = new.with_columns(series=pl.int_range(new.height, dtype=pl.UInt32, eager=True) + state.series.height)
     bounds = rules.resolve(new)
     new = new.join(anomalies.guards(bounds), on="series", how="left", maintain_order="left")
     series = pl.concat([state.series, new.select(pl.col(n) if n in new.columns else pl.lit(None, t).alias(n) for n, t in SERIES.items())])
-    state = replace(state, series=series, bounds=pl.concat([state.bounds, bounds]), next_series=state.next_series + new.height)
-    return state, events.join(series.select(wanted.columns), on=names, how="left", maintain_order="left")
+    return replace(state, series=series, devices=devices, bounds=pl.concat([state.bounds, bounds]))
 
 
 def _cuts(events: pl.DataFrame, entries: pl.DataFrame, state: State, semantics: Semantics) -> pl.DataFrame:
@@ -184,8 +214,9 @@ def _cuts(events: pl.DataFrame, entries: pl.DataFrame, state: State, semantics: 
     spans = entries.group_by("partition").agg(pl.col("log_time").max() - pl.col("log_time").min())
     if spans["log_time"].max() <= semantics.idle_after:
         return none
-    arrivals = events.select("partition", "device", "entry", "log_time").unique(["device", "entry"], keep="first", maintain_order=True)
-    gap = pl.col("log_time") - pl.col("log_time").shift(1).over("device")
+    arrivals = events.select("partition", "device_number", "entry", "log_time")
+    arrivals = arrivals.unique(["device_number", "entry"], keep="first", maintain_order=True)
+    gap = pl.col("log_time") - pl.col("log_time").shift(1).over("device_number")
     return arrivals.filter(gap > semantics.idle_after).select("partition", "entry").unique()
 
 
@@ -195,10 +226,10 @@ def _next_round(entries: pl.DataFrame, cuts: pl.DataFrame, state: State, semanti
     Within the bound nothing needs to be closed early, so that many entries can be judged at once; an entry that may go
     beyond it makes a round of its own.
     """
-    held = state.windows.group_by("partition").agg(held=pl.col("rows").sum())
-    total = entries["rows"].sum() + (held["held"].sum() or 0)
+    total = entries["rows"].sum() + state.windows["rows"].sum()
     if cuts.is_empty() and total <= semantics.open_rows_max:
         return entries, entries.clear()
+    held = of_device(state.windows, state.devices, "partition").group_by("partition").agg(held=pl.col("rows").sum())
     marked = entries.join(held, on="partition", how="left", maintain_order="left").join(
         cuts.with_columns(cut=True), on=["partition", "entry"], how="left", maintain_order="left"
     )
@@ -215,29 +246,29 @@ def _advance(state: State, rows: pl.DataFrame, entries: pl.DataFrame, semantics:
     In it, per device: silence before its first row closes windows; its rows move its event time and close windows, or are
     late; silence up to the round's last entry closes windows. `entries` say what time it is in each partition.
     """
-    devices = arrive(state.devices, rows)
+    moves = strides(rows, semantics)
+    devices = arrive(state.devices, moves)
 
-    closings = [silent(state.windows, devices, pl.col("first"), semantics)]
+    closings = [silent(state.windows, devices, "first", semantics)]
     devices = close_early(devices, closings[0], semantics)
     open_windows = _except(state.windows, closings[0])
 
     watermark = pl.max_horizontal(pl.col("running") - semantics.disorder, "closed_to")
-    rows = rows.join(devices.select("device", "closed_to"), on="device", how="left", maintain_order="left").with_columns(
+    rows = of_device(rows, devices, "closed_to").with_columns(
         is_late=pl.col("window") + semantics.width <= watermark, lateness=watermark - pl.col("event_time")
     )
     late = rows.filter("is_late")
     on_time = rows.filter(~pl.col("is_late")) if late.height else rows
 
-    counts = on_time.group_by("device", "window").agg(pl.col("partition").first(), rows=pl.len()).select(list(WINDOWS))
-    open_windows = pl.concat([open_windows, counts]).group_by("device", "window").agg(pl.col("partition").first(), pl.col("rows").sum())
-    open_windows = open_windows.select(list(WINDOWS))
+    counts = on_time.group_by("device_number", "window").agg(rows=pl.len())
+    open_windows = pl.concat([open_windows, counts]).group_by("device_number", "window").agg(pl.col("rows").sum())
     devices = devices.with_columns(newest=pl.max_horizontal("newest", "largest"), arrived=pl.max_horizontal("arrived", "last"))
-    closings.append(passed(open_windows, devices, rows, semantics))
+    closings.append(passed(open_windows, devices, moves, semantics))
     open_windows = _except(open_windows, closings[1])
 
     now = entries.group_by("partition").agg(now=pl.col("log_time").max())
     devices = devices.join(now, on="partition", how="left", maintain_order="left")
-    closings.append(silent(open_windows, devices, pl.col("now"), semantics))
+    closings.append(silent(open_windows, devices, "now", semantics))
     devices = close_early(devices, closings[2], semantics)
     open_windows = _except(open_windows, closings[2])
 
@@ -254,10 +285,9 @@ def _advance(state: State, rows: pl.DataFrame, entries: pl.DataFrame, semantics:
     state = replace(state, devices=devices.select(list(DEVICES)), windows=open_windows, positions=_moved(state.positions, entries))
     summaries = SUMMARIES.to_frame()
     if closing.height:
-        closed = open_rows.join(closing, on=["device", "window"], maintain_order="left")
-        open_rows = open_rows.join(closing, on=["device", "window"], how="anti", maintain_order="left")
-        before = state.series.select("series", "before_value", "before_exact", "before_time")
-        summaries = summarise(closed, before, semantics)
+        is_closed = (pl.col("window") <= last_closed(devices, closing).gather(open_rows["device_number"])).fill_null(False)
+        closed, open_rows = open_rows.filter(is_closed), open_rows.filter(~is_closed)
+        summaries = summarise(closed, closing, state.series, semantics)
         state = replace(state, series=_remember(state.series, summaries))
     if late.height:
         summaries = pl.concat([summaries, revise(late.with_columns(newest="running", arrived="log_time"))])
@@ -275,7 +305,7 @@ def _advance(state: State, rows: pl.DataFrame, entries: pl.DataFrame, semantics:
 def _except(open_windows: pl.DataFrame, closings: pl.DataFrame) -> pl.DataFrame:
     if closings.is_empty():
         return open_windows
-    return open_windows.join(closings, on=["device", "window"], how="anti", maintain_order="left")
+    return open_windows.join(closings, on=["device_number", "window"], how="anti", maintain_order="left")
 
 
 def _moved(positions: Mapping[int, int], entries: pl.DataFrame) -> dict[int, int]:
@@ -284,10 +314,9 @@ def _moved(positions: Mapping[int, int], entries: pl.DataFrame) -> dict[int, int
 
 
 def _remember(series: pl.DataFrame, summaries: pl.DataFrame) -> pl.DataFrame:
-    """`series` with the last sample of each that had a window closed."""
-    newest = summaries.group_by("series").agg(
-        pl.col("last").sort_by("window").last(), pl.col("last_exact").sort_by("window").last(), pl.col("last_time").sort_by("window").last()
-    )
+    """`series` with the last sample of each that had a window closed. `summaries` are by series and window."""
+    last_of_series = (pl.col("series") != pl.col("series").shift(-1)).fill_null(True)
+    newest = summaries.filter(last_of_series).select("series", "last", "last_exact", "last_time")
     joined = series.join(newest, on="series", how="left", maintain_order="left")
     has = pl.col("last_time").is_not_null()
     return joined.with_columns(
@@ -301,7 +330,7 @@ def _named(state: State, found: list[_Round], dead: list[pl.DataFrame], withdraw
     """Put names to numbers."""
     if not found:
         return Output(transitions=withdrawn)
-    names = state.series.select("series", "partition", *SERIES_NAMES)
+    names = state.series
     summaries, flagged, late = (pl.concat([getattr(one, name) for one in found]) for name in ("summaries", "flagged", "late"))
     return Output(
         aggregates=_aggregate_rows(summaries, names) if summaries.height else AGGREGATES.to_frame(),
@@ -317,9 +346,9 @@ def _aggregate_rows(summaries: pl.DataFrame, names: pl.DataFrame) -> pl.DataFram
     return _with_names(summaries, names).with_columns(quality=quality).select(list(AGGREGATES))
 
 
-def _with_names(rows: pl.DataFrame, names: pl.DataFrame) -> pl.DataFrame:
-    missing = names.drop([name for name in names.columns if name in rows.columns and name != "series"])
-    return rows.join(missing, on="series", how="left", maintain_order="left")
+def _with_names(rows: pl.DataFrame, series: pl.DataFrame) -> pl.DataFrame:
+    numbers = rows["series"]
+    return rows.with_columns(series[name].gather(numbers) for name in ("partition", *SERIES_NAMES))
 
 
 def _anomaly_rows(flagged: pl.DataFrame, names: pl.DataFrame, version: int) -> pl.DataFrame:

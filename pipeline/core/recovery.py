@@ -11,7 +11,7 @@ import polars as pl
 from pipeline.core.batch import SERIES, Batch, State
 from pipeline.core.schema import SERIES_NAMES, log_time
 from pipeline.core.semantics import NEVER, Semantics
-from pipeline.core.watermarks import DEVICES, WINDOWS
+from pipeline.core.watermarks import DEVICES, WINDOWS, of_device
 from pipeline.core.windows import OPEN_ROWS, window_of
 
 # What the lake says of one partition's series: its last sample in a base row, and over all its rows the newest event time
@@ -36,35 +36,35 @@ def recover(partition: int, position: int, last_rows: pl.DataFrame, replayed: Ba
     ACTIVE with names in place of `series`.
     """
     events = replayed.events.with_columns(log_time=log_time(pl.col("entry")), window=window_of(pl.col("event_time"), semantics.width))
-    devices = _devices(partition, last_rows, events, semantics)
     names = list(SERIES_NAMES)
     known = pl.concat([last_rows.select(names), events.select(names), active.select(names)]).unique(maintain_order=True)
+    devices = _devices(partition, last_rows, events, known, semantics)
+    numbers = devices.select("device", device_number=pl.int_range(devices.height, dtype=pl.UInt32, eager=True))
     series = (
         known.with_columns(partition=pl.lit(partition, pl.Int32), series=pl.int_range(known.height, dtype=pl.UInt32, eager=True))
+        .join(numbers, on="device", maintain_order="left")
         .join(last_rows, on=names, how="left", maintain_order="left")
         .with_columns(before_value="last", before_exact="last_exact", before_time="last_time", guard_upper=None, guard_lower=None)
         .select(pl.col(name).cast(dtype) for name, dtype in SERIES.items())
     )
-    events = events.join(series.select("series", *names), on=names, maintain_order="left").join(
-        devices.select("device", "newest", "closed_to"), on="device", maintain_order="left"
-    )
+    events = events.join(series.select("series", "device_number", *names), on=names, maintain_order="left")
+    events = of_device(events, devices, "newest", "closed_to")
     watermark = pl.max_horizontal(pl.col("newest") - semantics.disorder, "closed_to")
     open_rows = events.filter(pl.col("window") + semantics.width > watermark).select(list(OPEN_ROWS))
     return State(
         positions={partition: position},
         series=series,
         devices=devices,
-        windows=open_rows.group_by("device", "window").agg(pl.col("partition").first(), rows=pl.len()).select(list(WINDOWS)),
+        windows=open_rows.group_by("device_number", "window").agg(rows=pl.len()).select(list(WINDOWS)),
         open=open_rows,
         active=active.join(series.select("series", *names), on=names)
         .drop(names)
         .select("rule", "series", pl.lit(partition, pl.Int32).alias("partition"), "severity", "firing", "since", "time", "value", "bound"),
         rules_version=-1,
-        next_series=series.height,
     )
 
 
-def _devices(partition: int, last_rows: pl.DataFrame, events: pl.DataFrame, semantics: Semantics) -> pl.DataFrame:
+def _devices(partition: int, last_rows: pl.DataFrame, events: pl.DataFrame, known: pl.DataFrame, semantics: Semantics) -> pl.DataFrame:
     in_lake = last_rows.group_by("device").agg(pl.col("newest").max(), pl.col("arrived").max(), pl.col("closed_to").max())
     newest = (
         pl.concat([in_lake.select("device", "newest"), events.select("device", newest="event_time")])
@@ -76,8 +76,10 @@ def _devices(partition: int, last_rows: pl.DataFrame, events: pl.DataFrame, sema
     arrived = events.select("device", arrived="log_time")
     arrived = pl.concat([in_lake.select("device", "arrived"), arrived]).group_by("device").agg(pl.col("arrived").max())
     return (
-        newest.join(arrived, on="device", how="left")
-        .join(in_lake.select("device", "closed_to"), on="device", how="left")
-        .with_columns(pl.col("arrived", "closed_to").fill_null(NEVER), partition=pl.lit(partition, pl.Int32))
+        known.select("device").unique(maintain_order=True)  # also one of which nothing is known but an alert
+        .join(newest, on="device", how="left", maintain_order="left")
+        .join(arrived, on="device", how="left", maintain_order="left")
+        .join(in_lake.select("device", "closed_to"), on="device", how="left", maintain_order="left")
+        .with_columns(pl.col("newest", "arrived", "closed_to").fill_null(NEVER), partition=pl.lit(partition, pl.Int32))
         .select(list(DEVICES))
-    )
+    )  # fmt: skip

@@ -11,13 +11,20 @@ import polars as pl
 
 from pipeline.core.semantics import NEVER, Semantics
 
+# Every device known. Its number, by which all else names it, is its place here; only `State.without_partition` moves it.
 DEVICES = pl.Schema(
     {"device": pl.Categorical(), "partition": pl.Int32(), "newest": pl.Int64(), "arrived": pl.Int64(), "closed_to": pl.Int64()}
 )
 # The windows that are open, by device, with the number of rows they hold.
-WINDOWS = pl.Schema({"device": pl.Categorical(), "partition": pl.Int32(), "window": pl.Int64(), "rows": pl.UInt32()})
+WINDOWS = pl.Schema({"device_number": pl.UInt32(), "window": pl.Int64(), "rows": pl.UInt32()})
 # Windows that close: `newest` and `arrived` are their device's at that moment; recovery reads them back from the lake.
-CLOSINGS = pl.Schema({"device": pl.Categorical(), "window": pl.Int64(), "newest": pl.Int64(), "arrived": pl.Int64()})
+CLOSINGS = pl.Schema({"device_number": pl.UInt32(), "window": pl.Int64(), "newest": pl.Int64(), "arrived": pl.Int64()})
+
+
+def of_device(frame: pl.DataFrame, devices: pl.DataFrame, *columns: str) -> pl.DataFrame:
+    """`frame` with columns of the device that each row's `device_number` names: a look-up by place, no join."""
+    numbers = frame["device_number"]
+    return frame.with_columns(devices[column].gather(numbers) for column in columns)
 
 
 def judge(rows: pl.DataFrame, devices: pl.DataFrame) -> pl.DataFrame:
@@ -25,68 +32,76 @@ def judge(rows: pl.DataFrame, devices: pl.DataFrame) -> pl.DataFrame:
 
     A row is late by the watermark before it; using the one after it is the same, as no row lies behind itself.
     """
-    known = rows.join(devices.select("device", before="newest"), on="device", how="left", maintain_order="left")
-    running = pl.max_horizontal(pl.col("event_time").cum_max().over("device"), pl.col("before").fill_null(NEVER))
-    return known.with_columns(running=running).drop("before")
+    before = devices["newest"].gather(rows["device_number"])
+    return rows.with_columns(running=pl.max_horizontal(pl.col("event_time").cum_max().over("device_number"), before))
 
 
-def arrive(devices: pl.DataFrame, rows: pl.DataFrame) -> pl.DataFrame:
-    """`devices` with those that are new in `rows`, and `first` and `last`: log times of each one's rows here, or null."""
-    arrivals = rows.group_by("device").agg(
-        pl.col("partition").first(), first=pl.col("log_time").min(), last=pl.col("log_time").max(), largest=pl.col("running").max()
-    )
-    joined = devices.join(arrivals, on="device", how="full", coalesce=True)
-    return joined.select(
-        "device",
-        pl.coalesce("partition", "partition_right").alias("partition"),
-        pl.col("newest", "arrived", "closed_to").fill_null(NEVER),
-        "first",
-        "last",
-        "largest",
+def strides(rows: pl.DataFrame, semantics: Semantics) -> pl.DataFrame:
+    """How the devices of `rows` move on, a row per device and window end that its event time has come to.
+
+    `passed` counts window ends; `running` and `first` are event and log time of the row that came to it, `largest` and
+    `last` those of the last row before the next.
+    """
+    passed = (pl.col("running") - semantics.disorder).floordiv(semantics.width)
+    return rows.group_by("device_number", passed=passed).agg(
+        pl.col("running").first(), first=pl.col("log_time").first(), largest=pl.col("running").last(), last=pl.col("log_time").last()
     )
 
 
-def silent(windows: pl.DataFrame, devices: pl.DataFrame, at: pl.Expr, semantics: Semantics) -> pl.DataFrame:
-    """The open windows that silence closes at log time `at` (an expression over `devices`; null: not judged).
+def arrive(devices: pl.DataFrame, moves: pl.DataFrame) -> pl.DataFrame:
+    """`devices` with `first` and `last`, the log times of each one's rows in this round, and `largest`, its event time after them.
+
+    Null for a device without rows. `moves`: its strides.
+    """
+    arrivals = moves.group_by("device_number").agg(pl.col("first").min(), pl.col("last", "largest").max())
+    numbered = devices.with_columns(device_number=pl.int_range(devices.height, dtype=pl.UInt32, eager=True))
+    return numbered.join(arrivals, on="device_number", how="left", maintain_order="left")
+
+
+def silent(windows: pl.DataFrame, devices: pl.DataFrame, at: str, semantics: Semantics) -> pl.DataFrame:
+    """The open windows that silence closes at the log time in column `at` of `devices` (null: not judged).
 
     A silent device's windows close as if its event time had moved on with the log since it sent its last row.
     """
     if windows.is_empty():
         return CLOSINGS.to_frame()
-    quiet = devices.filter((at - pl.col("arrived") > semantics.idle_after) & (pl.col("arrived") != NEVER))
-    if quiet.is_empty():
+    silence = pl.col(at) - pl.col("arrived")
+    quiet = (silence > semantics.idle_after) & (pl.col("arrived") != NEVER)
+    if not devices.select(quiet.any()).item():
         return CLOSINGS.to_frame()
-    quiet = quiet.select("device", "newest", "arrived", silence=at - pl.col("arrived"))
-    passed = pl.col("newest") + pl.col("silence") - semantics.disorder
-    closing = windows.join(quiet, on="device").filter(pl.col("window") + semantics.width <= passed)
+    passed = pl.col("newest") + silence - semantics.disorder
+    closing = of_device(windows, devices, "newest", "arrived", at).filter(quiet & (pl.col("window") + semantics.width <= passed))
     return closing.select(list(CLOSINGS))
 
 
-def passed(windows: pl.DataFrame, devices: pl.DataFrame, rows: pl.DataFrame, semantics: Semantics) -> pl.DataFrame:
-    """The open windows that their device's event time has passed, each with the row of `rows` that did it."""
-    reached = pl.col("window") + semantics.width + semantics.disorder
-    closing = windows.join(devices, on="device").filter(reached <= pl.col("newest")).select("device", "window", reached=reached)
+def passed(windows: pl.DataFrame, devices: pl.DataFrame, moves: pl.DataFrame, semantics: Semantics) -> pl.DataFrame:
+    """The open windows that their device's event time has passed, each with the row that did it, as its strides tell."""
+    end = (pl.col("window") + semantics.width).floordiv(semantics.width)
+    closing = of_device(windows, devices, "newest").with_columns(passed=end)
+    closing = closing.filter(pl.col("passed") <= (pl.col("newest") - semantics.disorder).floordiv(semantics.width))
     if closing.is_empty():
         return CLOSINGS.to_frame()
-    steps = rows.filter(pl.col("event_time") == pl.col("running")).select("device", "running", "log_time")
-    steps = steps.join(closing.select("device").unique(), on="device", how="semi", maintain_order="left")
-    steps = steps.unique(["device", "running"], keep="first", maintain_order=True).sort("running", maintain_order=True)
-    first = closing.sort("reached").join_asof(
-        steps, left_on="reached", right_on="running", by="device", strategy="forward", check_sortedness=False
+    first = closing.drop("newest").sort("passed").join_asof(
+        moves.sort("passed"), on="passed", by="device_number", strategy="forward", check_sortedness=False
     )
-    return first.select("device", "window", newest="running", arrived="log_time")
+    return first.select("device_number", "window", newest="running", arrived="first")
 
 
 def close_early(devices: pl.DataFrame, closings: pl.DataFrame, semantics: Semantics) -> pl.DataFrame:
     """`devices` after windows were closed before their time: `closed_to` moves to the end of the last of them."""
     if closings.is_empty():
         return devices
-    ends = closings.group_by("device").agg(end=pl.col("window").max() + semantics.width)
-    return (
-        devices.join(ends, on="device", how="left", maintain_order="left")
-        .with_columns(closed_to=pl.max_horizontal("closed_to", "end"))
-        .drop("end")
-    )
+    return devices.with_columns(closed_to=pl.max_horizontal("closed_to", last_closed(devices, closings) + semantics.width))
+
+
+def last_closed(devices: pl.DataFrame, closings: pl.DataFrame) -> pl.Series:
+    """The start of the last window of each device that closes; null: none does.
+
+    Windows of a device close in their order, so that this parts all its rows into those that are closed and those still open.
+    """
+    last = closings.group_by("device_number").agg(pl.col("window").max())
+    numbers = pl.DataFrame({"device_number": pl.int_range(devices.height, dtype=pl.UInt32, eager=True)})
+    return numbers.join(last, on="device_number", how="left", maintain_order="left")["window"]
 
 
 def heaviest(windows: pl.DataFrame, devices: pl.DataFrame, semantics: Semantics) -> pl.DataFrame:
@@ -95,21 +110,22 @@ def heaviest(windows: pl.DataFrame, devices: pl.DataFrame, semantics: Semantics)
     The oldest window of the heaviest device, again and again (ties: the first name), down to seven eighths of the
     bound, so that the next entry does not meet it at once.
     """
+    windows = of_device(windows, devices, "partition", "device").with_columns(pl.col("device").cast(pl.String))
     held = windows.group_by("partition").agg(pl.col("rows").sum())
     chosen = []
     for partition, rows in held.filter(pl.col("rows") > semantics.open_rows_max).sort("partition").iter_rows():
         excess = rows - semantics.open_rows_max * 7 // 8
-        mine = windows.filter(pl.col("partition") == partition).with_columns(pl.col("device").cast(pl.String))
-        weight = dict(mine.group_by("device").agg(pl.col("rows").sum()).iter_rows())
+        mine = windows.filter(pl.col("partition") == partition)
         queue = {
-            key[0]: list(group.sort("window", descending=True).select("window", "rows").iter_rows())
-            for key, group in mine.group_by("device")
+            key: list(group.sort("window", descending=True).select("window", "rows").iter_rows())
+            for key, group in mine.group_by("device", "device_number")
         }
+        weight = {key: sum(rows for _, rows in held_by) for key, held_by in queue.items()}
         while excess > 0:
-            device = min(weight, key=lambda name: (-weight[name], name))
+            device = min(weight, key=lambda key: (-weight[key], key))
             window, freed = queue[device].pop()
             weight[device] -= freed
             excess -= freed
-            chosen.append((device, window))
-    frame = pl.DataFrame(chosen, schema={"device": pl.String(), "window": pl.Int64()}, orient="row").cast({"device": pl.Categorical()})
-    return frame.join(devices.select("device", "newest", "arrived"), on="device").select(list(CLOSINGS))
+            chosen.append((device[1], window))
+    frame = pl.DataFrame(chosen, schema={"device_number": pl.UInt32(), "window": pl.Int64()}, orient="row")
+    return of_device(frame, devices, "newest", "arrived").select(list(CLOSINGS))

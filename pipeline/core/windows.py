@@ -17,7 +17,7 @@ OPEN_ROWS = pl.Schema(
     {
         "series": pl.UInt32(),
         "partition": pl.Int32(),
-        "device": pl.Categorical(),
+        "device_number": pl.UInt32(),
         "window": pl.Int64(),
         "event_time": pl.Int64(),
         "entry": pl.Int64(),
@@ -32,7 +32,7 @@ SUMMARIES = pl.Schema(
     {
         "series": pl.UInt32(),
         "partition": pl.Int32(),
-        "device": pl.Categorical(),
+        "device_number": pl.UInt32(),
         "window": pl.Int64(),
         "counter_bits": pl.UInt8(),
         **STATISTICS,
@@ -49,21 +49,26 @@ def window_of(event_time: pl.Expr, width: int) -> pl.Expr:
     return event_time.floordiv(width) * width
 
 
-def summarise(closed: pl.DataFrame, before: pl.DataFrame, semantics: Semantics) -> pl.DataFrame:
-    """SUMMARIES of windows that close, from all their rows (OPEN_ROWS with newest, arrived) in stream order.
+def summarise(closed: pl.DataFrame, closings: pl.DataFrame, series: pl.DataFrame, semantics: Semantics) -> pl.DataFrame:
+    """SUMMARIES, by series and window, of windows that close, from all their rows (OPEN_ROWS) in stream order.
 
-    `before` has series, before_value, before_exact, before_time: the last sample of each series in a closed window.
+    `closings` (CLOSINGS) say when each did. `series` holds at the place of each series its partition, device_number,
+    before_value, before_exact and before_time: the last sample of it in a closed window.
     """
-    rows = closed.sort("series", "event_time", maintain_order=True)
+    rows = closed.select("series", "window", "event_time", "counter_bits", "value", "exact")
+    rows = rows.sort("series", "event_time", maintain_order=True)
     kept = (pl.col("series") != pl.col("series").shift(-1)) | (pl.col("event_time") != pl.col("event_time").shift(-1))
     rows = rows.with_columns(kept=kept.fill_null(True))
     repeats = rows.filter(~pl.col("kept")).group_by("series", "window").agg(repeated=pl.len())
     if not repeats.is_empty():
         rows = rows.filter("kept")
-    rows = _with_steps(rows, before, semantics) if rows["counter_bits"].max() else rows
     summaries = _statistics(rows)
-    if "step" in rows.columns:
-        summaries = _with_increase(summaries, rows)
+    summaries = summaries.with_columns(series[name].gather(summaries["series"]) for name in ("partition", "device_number"))
+    summaries = summaries.join(closings, on=["device_number", "window"], how="left", maintain_order="left")
+    counted = rows.filter(pl.col("counter_bits") > 0)["series"].unique()
+    if not counted.is_empty():
+        of_counters = rows.filter(pl.col("series").is_in(counted.implode()))
+        summaries = _with_increase(summaries, _with_steps(of_counters, series, semantics))
     if repeats.is_empty():
         summaries = summaries.with_columns(repeated=pl.lit(0, pl.UInt32))
     else:
@@ -79,14 +84,14 @@ def revise(late: pl.DataFrame) -> pl.DataFrame:
     `newest` and `arrived` are the device's after the last of them.
     """
     rows = late.sort("series", "event_time", maintain_order=True)
-    return _shape(_statistics(rows, quantiles=False).with_columns(repeated=pl.lit(0, pl.UInt32)), revision=True)
+    device = [pl.col("partition", "device_number").first(), pl.col("newest", "arrived").max()]
+    return _shape(_statistics(rows, *device, quantiles=False).with_columns(repeated=pl.lit(0, pl.UInt32)), revision=True)
 
 
-def _statistics(rows: pl.DataFrame, *, quantiles: bool = True) -> pl.DataFrame:
+def _statistics(rows: pl.DataFrame, *more: pl.Expr, quantiles: bool = True) -> pl.DataFrame:
     value = pl.col("value")
     shares = {"p50": 0.5, "p95": 0.95, "p99": 0.99} if quantiles else {}
     return rows.group_by("series", "window", maintain_order=True).agg(
-        pl.col("partition", "device").first(),
         value.len().alias("count"),
         value.sum().alias("sum"),
         value.min().alias("min"),
@@ -99,15 +104,14 @@ def _statistics(rows: pl.DataFrame, *, quantiles: bool = True) -> pl.DataFrame:
         pl.col("event_time").first().alias("first_time"),
         pl.col("event_time").last().alias("last_time"),
         pl.col("counter_bits").last(),
-        pl.col("newest").max(),
-        pl.col("arrived").max(),
+        *more,
         *(value.quantile(share, "linear").alias(name) for name, share in shares.items()),
     )
 
 
-def _with_steps(rows: pl.DataFrame, before: pl.DataFrame, semantics: Semantics) -> pl.DataFrame:
+def _with_steps(rows: pl.DataFrame, series: pl.DataFrame, semantics: Semantics) -> pl.DataFrame:
     same = pl.col("series") == pl.col("series").shift(1)
-    rows = rows.join(before, on="series", how="left", maintain_order="left")
+    rows = rows.with_columns(series[name].gather(rows["series"]) for name in ("before_value", "before_exact", "before_time"))
     rows = rows.with_columns(
         pl.when(same).then(pl.col(column).shift(1)).otherwise(pl.col(f"before_{name}")).alias(f"before_{name}")
         for name, column in (("value", "value"), ("exact", "exact"), ("time", "event_time"))

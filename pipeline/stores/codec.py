@@ -46,13 +46,21 @@ def encode(batch: pa.RecordBatch) -> bytes:
 
 def decode(payloads: Sequence[bytes], schema: pa.Schema) -> pa.Table:
     """The batches of many payloads as one table, in their order. Invalid: bytes that are no such stream, or another schema."""
+    return decode_counted(payloads, schema)[0]
+
+
+def decode_counted(payloads: Sequence[bytes], schema: pa.Schema) -> tuple[pa.Table, list[int]]:
+    """What `decode` says, and the rows of each payload."""
     batches: list[pa.RecordBatch] = []
+    counts: list[int] = []
     for payload in payloads:
         try:
             with ipc.open_stream(payload, options=_READ) as reader:
                 if reader.schema != schema:
                     raise Invalid(f"a payload has the columns {reader.schema.names}, not {schema.names}")
-                batches.extend(reader)
+                found = list(reader)
         except (pa.ArrowInvalid, pa.ArrowSerializationError, OSError) as error:
             raise Invalid(f"a payload is not an Arrow IPC stream: {error}") from error
-    return pa.Table.from_batches(batches, schema=schema)
+        batches += found
+        counts.append(sum(batch.num_rows for batch in found))
+    return pa.Table.from_batches(batches, schema=schema), counts

@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 from pipeline.core.batch import BATCH_EVENTS, ENTRIES, Batch
 from pipeline.core.schema import DEAD_ROWS, EVENTS
 from pipeline.errors import Invalid
-from pipeline.stores.codec import DEAD_LETTERS_ARROW, EVENTS_ARROW, decode
+from pipeline.stores.codec import DEAD_LETTERS_ARROW, EVENTS_ARROW, decode_counted
 from pipeline.stores.streams import Entry
 
 _EARLIEST, _LATEST = -2_208_988_800_000_000, 7_258_118_400_000_000  # microseconds
@@ -41,23 +41,33 @@ def _decode(
     payloads: Sequence[tuple[int, int, bytes]], schema: pa.Schema, bad: list[tuple[int, int, str]]
 ) -> tuple[pl.DataFrame, list[int]]:
     """All payloads as one frame with partition and entry, and the rows of each; what cannot be read is added to `bad`."""
-    tables, counts = [], []
-    for partition, entry, payload in payloads:
-        try:
-            table = decode([payload], schema) if payload else None
-            if table is not None and schema is EVENTS_ARROW:
-                _check(table)
-        except Invalid as error:
-            bad.append((partition, entry, str(error)))
-            table = None
-        counts.append(table.num_rows if table is not None else 0)
-        if table is not None and table.num_rows:
-            tables.append(table)
-    whole = pa.concat_tables(tables) if tables else schema.empty_table()
-    frame = pl.from_arrow(whole)
+    try:
+        table, counts = _table([payload for _, _, payload in payloads], schema)
+    except Invalid:  # which of them? One at a time costs three times as much, so only then
+        parts = [_one(*payload, schema, bad) for payload in payloads]
+        table, counts = pa.concat_tables(parts), [part.num_rows for part in parts]
+    # One chunk and one dictionary a column: with one of each per entry every later look at the frame is slow.
+    frame = pl.from_arrow(table.unify_dictionaries().combine_chunks())
     ids = np.array([entry for _, entry, _ in payloads], dtype=np.int64)
     places = np.array([partition for partition, _, _ in payloads], dtype=np.int32)
     return frame.with_columns(partition=pl.Series(np.repeat(places, counts)), entry=pl.Series(np.repeat(ids, counts))), counts
+
+
+def _one(partition: int, entry: int, payload: bytes, schema: pa.Schema, bad: list[tuple[int, int, str]]) -> pa.Table:
+    try:
+        return _table([payload], schema)[0]
+    except Invalid as error:
+        bad.append((partition, entry, str(error)))
+        return schema.empty_table()
+
+
+def _table(payloads: Sequence[bytes], schema: pa.Schema) -> tuple[pa.Table, list[int]]:
+    """Checked rows of payloads, and how many each has; an empty one has none."""
+    table, rows = decode_counted([payload for payload in payloads if payload], schema)
+    if schema is EVENTS_ARROW:
+        _check(table)
+    each = iter(rows)
+    return table, [next(each) if payload else 0 for payload in payloads]
 
 
 def _check(table: pa.Table) -> None:

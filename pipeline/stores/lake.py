@@ -15,7 +15,7 @@ from urllib.parse import unquote
 
 import polars as pl
 import pyarrow as pa
-from deltalake import CommitProperties, DeltaTable, Transaction, WriterProperties, write_deltalake
+from deltalake import ColumnProperties, CommitProperties, DeltaTable, Transaction, WriterProperties, write_deltalake
 from deltalake.exceptions import CommitFailedError, DeltaError, TableNotFoundError
 
 from pipeline.core.recovery import LAST_ROWS
@@ -192,7 +192,7 @@ class Lake:
             self._compare(handle, positions, expected)
             try:
                 write_deltalake(
-                    handle, data, mode="append", commit_properties=properties, storage_options=self._options, writer_properties=_WRITER
+                    handle, data, mode="append", commit_properties=properties, storage_options=self._options, writer_properties=_APPEND
                 )
                 return
             except CommitFailedError as error:  # another commit of one of these partitions came first, or it is ours
@@ -298,7 +298,7 @@ class Lake:
         for day, count in sorted(days.items()):
             if count >= files_min:
                 properties = CommitProperties(max_commit_retries=self._retries)
-                metrics = handle.optimize.compact([("date", "=", day)], commit_properties=properties)
+                metrics = handle.optimize.compact([("date", "=", day)], commit_properties=properties, writer_properties=_COMPACT)
                 gone += metrics["numFilesRemoved"]
         return gone
 
@@ -363,7 +363,16 @@ class Lake:
 
 
 _ACCEPTED = pl.col("reason") != "undecodable_entry"
-_WRITER = WriterProperties(compression="ZSTD", compression_level=1)
+# Dictionaries of numbers are half the cost of a commit and gain nothing; compaction writes them for the names.
+_APPEND = WriterProperties(
+    compression="ZSTD", compression_level=1, default_column_properties=ColumnProperties(dictionary_enabled=False)
+)
+_COMPACT = WriterProperties(
+    compression="ZSTD",
+    compression_level=3,
+    default_column_properties=ColumnProperties(dictionary_enabled=False),
+    column_properties=dict.fromkeys((*SERIES_NAMES, "quality", "rule"), ColumnProperties(dictionary_enabled=True)),
+)
 
 
 def merge_newest(known: pl.DataFrame, found: pl.DataFrame) -> pl.DataFrame:

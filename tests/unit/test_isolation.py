@@ -44,7 +44,7 @@ def test_only_the_poison_is_set_aside(broken):
         1: [entry(1, "c"), entry(4, "d")],
     }
     state, output = isolation.step_safely(State(), entries, Rules(), SEMANTICS)
-    assert sorted(state.open["device"].cast(pl.String)) == ["a", "b", "c", "d"]
+    assert sorted(state.devices["device"].cast(pl.String).gather(state.open["device_number"])) == ["a", "b", "c", "d"]
     assert output.dead_letters.select("device", "reason").rows() == [("poison", "unprocessable_entry")]
     assert state.positions == {0: entry_id(3000, 0), 1: entry_id(4000, 0)}
 

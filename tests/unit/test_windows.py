@@ -5,13 +5,13 @@ from __future__ import annotations
 import math
 import statistics
 
-import polars as pl
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.core.batch import step
+from pipeline.core.batch import SERIES, step
 from pipeline.core.rules import Rules
+from pipeline.core.watermarks import CLOSINGS
 from pipeline.core.windows import OPEN_ROWS, SUMMARIES, summarise
 from tests.frames import SEMANTICS, S, batch, run, windows
 
@@ -112,6 +112,5 @@ def test_sums_do_not_depend_on_the_order_of_arrival():
 
 def test_no_rows_give_no_rows():
     """An empty frame in its shape."""
-    rows = pl.DataFrame(schema={**OPEN_ROWS, "newest": pl.Int64, "arrived": pl.Int64})
-    before = pl.DataFrame(schema={"series": pl.UInt32, "before_value": pl.Float64, "before_exact": pl.UInt64, "before_time": pl.Int64})
-    assert summarise(rows, before, SEMANTICS).schema == SUMMARIES and summarise(rows, before, SEMANTICS).is_empty()
+    none = summarise(OPEN_ROWS.to_frame(), CLOSINGS.to_frame(), SERIES.to_frame(), SEMANTICS)
+    assert none.schema == SUMMARIES and none.is_empty()
