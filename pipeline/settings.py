@@ -59,6 +59,7 @@ class Settings(BaseSettings):
     # Ingest API
     api_host: str = "127.0.0.1"
     api_port: Annotated[int, Field(ge=0, le=65_535)] = 8000
+    request_seconds_max: Seconds = 30  # within which a request has to have arrived whole
     body_bytes_max: Positive = 8 * 1024**2
     body_decompressed_bytes_max: Positive = 64 * 1024**2
     body_events_max: Positive = 50_000
