@@ -340,6 +340,27 @@ def test_a_view_column_that_shows_one_long_text_many_times_is_refused():
     assert refusal(stream(device=views, metric=["m"] * 1000, value=[1.0] * 1000), ARROW)[:2] == (413, "body_too_large")
 
 
+@pytest.mark.parametrize("column", ["device", "interface", "kind", "timestamp", "tags"])
+@pytest.mark.parametrize("names", [1, 2])
+def test_a_dictionary_that_shows_one_long_text_many_times_is_refused(column, names):
+    """Repeated or not: somebody would write it out row by row."""
+    shared = pa.DictionaryArray.from_arrays(pa.array([0] * 1000, pa.int8()), pa.array(["x" * 100_000] * names))
+    columns = {"device": ["d"] * 1000, "metric": ["m"] * 1000, "value": [1.0] * 1000, column: shared}
+    assert refusal(stream(**columns), ARROW) == (413, "body_too_large", f"column {column!r} holds more than 67108864 bytes of text")
+
+
+def test_tags_are_bounded_also_where_no_buffer_bounds_them():
+    """A struct of null columns, a map whose keys share one text: millions of tags of hardly a byte."""
+    rows = {"device": ["d"] * 1000, "metric": ["m"] * 1000, "value": [1.0] * 1000}
+    wide = pa.StructArray.from_arrays([pa.nulls(1000)] * 2000, [f"t{i}" for i in range(2000)])
+    keys = pa.DictionaryArray.from_arrays(pa.array([0] * 2_000_000, pa.int8()), pa.array(["k"]))
+    long = pa.MapArray.from_arrays(pa.array([0] * 1000 + [2_000_000], pa.int32()), keys, pa.nulls(2_000_000))
+    shared = pa.DictionaryArray.from_arrays(pa.array([0] * 1000, pa.int8()), pa.array(["x" * 100_000]))
+    loud = pa.MapArray.from_arrays(pa.array(range(1001), pa.int32()), pa.array(["k"] * 1000), shared)
+    for tags, code in ((wide, "too_many_tags"), (long, "too_many_tags"), (loud, "body_too_large")):
+        assert refusal(stream(**rows, tags=tags), ARROW)[:2] == (413, code)
+
+
 def test_an_arrow_stream_that_is_cut_or_damaged_is_refused_and_never_crashes():
     payload = stream(device=pa.array(["r1", "r2"]).dictionary_encode(), metric=["m"] * 2, value=[1.0, 2.0], timestamp=[1, 2])
     rng = np.random.default_rng(7)
