@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.core.batch import BATCH_EVENTS, ENTRIES, Batch
-from pipeline.core.schema import DEAD_ROWS, EVENTS
+from pipeline.core.schema import DEAD_ROWS
 from pipeline.errors import Invalid
 from pipeline.stores.codec import DEAD_LETTERS_ARROW, EVENTS_ARROW, decode
 from pipeline.stores.streams import Entry
@@ -45,7 +45,7 @@ def _decode(
     for partition, entry, payload in payloads:
         try:
             table = decode([payload], schema) if payload else None
-            if table is not None and schema is EVENTS_ARROW:
+            if table is not None:
                 _check(table)
         except Invalid as error:
             bad.append((partition, entry, str(error)))
@@ -62,9 +62,11 @@ def _decode(
 
 def _check(table: pa.Table) -> None:
     """Invalid unless each value is there that must be, and is one that ingest lets through."""
-    for name in EVENTS:
+    for name in table.column_names:
         if name != "exact" and table.column(name).null_count:
             raise Invalid(f"a payload has no {name} in some row")
+    if table.schema != EVENTS_ARROW:
+        return
     if not pc.all(pc.is_finite(table.column("value")), min_count=0).as_py():
         raise Invalid("a payload has a value that is no finite number")
     times = pc.min_max(table.column("event_time"))

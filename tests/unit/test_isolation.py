@@ -12,7 +12,7 @@ from pipeline.core.batch import State
 from pipeline.core.rules import Rules
 from pipeline.core.schema import entry_id
 from pipeline.stores import codec
-from pipeline.stores.codec import EVENTS_ARROW, decode, encode
+from pipeline.stores.codec import DEAD_LETTERS_ARROW, EVENTS_ARROW, decode, encode
 from pipeline.stores.entries import to_batch
 from pipeline.stores.streams import Entry
 from tests.frames import payload
@@ -87,3 +87,11 @@ def test_a_payload_that_swells_is_refused_before_it_is_read(monkeypatch):
     monkeypatch.setattr(codec, "PAYLOAD_BYTES_MAX", 1 << 20)
     batch = to_batch({0: [big]})
     assert batch.events.is_empty() and "are allowed" in batch.dead_letters["event"].item()
+
+
+def test_a_dead_letter_without_a_reason_is_one_that_cannot_be_decoded():
+    """Null in any column: the lake would count it among neither the accepted nor the strangers."""
+    columns = [pa.array([text], pa.string()) for text in ("a", "value", None, "{}")]
+    letters = encode(pa.RecordBatch.from_arrays(columns, schema=DEAD_LETTERS_ARROW))
+    batch = to_batch({0: [Entry(entry_id(1000, 0), dead_letters=letters, dead_letter_count=1)]})
+    assert batch.dead_letters.select("reason", "event").rows() == [("undecodable_entry", "a payload has no reason in some row")]
