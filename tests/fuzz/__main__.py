@@ -10,12 +10,27 @@ import tempfile
 from pathlib import Path
 
 from tests.fuzz.bodies import Bodies
+from tests.fuzz.commands import Commands
+from tests.fuzz.documents import Documents
 from tests.fuzz.door import Evidence, Tally, table
+from tests.fuzz.entries import Entries
+from tests.fuzz.environment import Environment
 from tests.fuzz.ground import Ground
+from tests.fuzz.lakes import Lakes
+from tests.fuzz.openapi import OpenApi
 from tests.fuzz.run import storm
 
-ON_GROUND = {"bodies": Bodies}
-SHARES = {"bodies": 1.0}
+# Which doors there are, and their shares of the time.
+DOORS = {
+    "bodies": Bodies,
+    "entries": Entries,
+    "rules": Documents,
+    "openapi": OpenApi,
+    "settings": Environment,
+    "commands": Commands,
+    "lake": Lakes,
+}
+SHARES = {"bodies": 8, "entries": 3, "rules": 2, "openapi": 1, "settings": 1, "commands": 2, "lake": 3}
 
 
 def main() -> int:
@@ -38,7 +53,7 @@ def main() -> int:
     tallies: list[Tally] = []
     with tempfile.TemporaryDirectory(prefix="fuzz-") as folder, Ground(Path(folder) / "ground").running() as ground:
         for name in doors:
-            door = ON_GROUND[name](ground)
+            door = DOORS[name](ground)
             if replayed is not None:
                 return _replay(door, seed, replayed, ground, say)
             seconds = args.minutes * 60 * SHARES[name] / whole
