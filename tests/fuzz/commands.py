@@ -181,7 +181,7 @@ class Commands:
             return Verdict(answer, said[-500:])
         if done.returncode and not said.strip() and b"{" not in done.stdout:  # `books` says in JSON that they don't balance
             return Verdict(answer, "it says nothing")
-        if done.returncode == 2 and not said.splitlines()[-1].startswith(("telemetry", "  ")):
+        if done.returncode == 2 and said.splitlines()[-1][:1] in ("", " "):
             return Verdict(answer, f"the last line is {said.splitlines()[-1][:300]!r}")
         return Verdict(answer)
 

@@ -82,7 +82,8 @@ def test_a_variable_that_is_no_setting_is_refused(monkeypatch, variable, hint):
 @pytest.mark.parametrize(
     ("variable", "value"),
     [
-        ("PIPELINE_PARENT_PID", "1"), ("PIPELINE_IMAGE", "x"), ("PIPELINE_PORT", "tcp://10.0.0.1:80"), ("PIPELINE_SERVICE_HOST", "10.0.0.1"),
+        ("PIPELINE_PARENT_PID", "1"), ("PIPELINE_IMAGE", "x"), ("PIPELINE_PORT", "tcp://10.0.0.1:80"),
+        ("PIPELINE_SERVICE_HOST", "10.0.0.1"),
         ("PIPELINE_API_SERVICE_PORT_HTTP", "80"), ("PIPELINE_API_PORT_80_TCP_ADDR", "10.0.0.1"),
     ],
 )  # fmt: skip
