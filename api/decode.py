@@ -188,7 +188,7 @@ def _exact_lines(payload: bytes, limits: DecodeLimits) -> Body:
     except _MALFORMED:
         pass
     body = _one_by_one(lines, limits)
-    if not body.count and all(refused.field == "event" and refused.reason in _TEXT_REASONS for refused in body.refused):
+    if not body.count and all(refused.field == "event" for refused in body.refused):  # no line is an event, not even a bad one
         try:
             _EVENT.decode(lines[0])
         except _MALFORMED as error:
@@ -204,7 +204,6 @@ def _unparseable(error: Exception, where: str = "") -> Refusal:
     return Refusal(400, "bad_json", f"{where}{str(error)[:200]}")
 
 
-_TEXT_REASONS = ("bad_json", "bad_utf8")
 _REASONS = {
     "device": "not_a_string",
     "interface": "not_a_string",

@@ -131,6 +131,7 @@ def test_a_compressed_body_that_is_cut_or_none_at_all(encoding):
         (b"{}", "", "br", (415, "unsupported_encoding", "content encoding 'br': send gzip, zstd or none")),
         (b'[{"device":', "application/json", "", (400, "bad_json", "Input data was truncated")),
         (b'[{"device":x}]', "application/json", "", (400, "bad_json", "JSON is malformed: invalid character (byte 11)")),
+        (b"huh\n5\n\xff", "application/x-ndjson", "", (400, "bad_json", "line 1: JSON is malformed: invalid character (byte 0)")),
         (b"huh\nmore", "application/x-ndjson", "", (400, "bad_json", "line 1: JSON is malformed: invalid character (byte 0)")),
         (b"[" * 100_000, "application/json", "", (400, "bad_json", "the body is nested too deeply")),
         (b"\xff\xff\xff\xff\x09\0\0\0", "", "", (400, "bad_arrow", "the body is not an Arrow IPC stream: a message ends too early")),
