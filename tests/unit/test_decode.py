@@ -226,7 +226,7 @@ def test_the_number_of_events_is_bounded(form, limit):
 
 def test_a_body_of_very_many_tiny_values_is_refused_before_it_is_parsed():
     assert refusal(b"[" + b"{}," * 2_000_000 + b"{}]")[:2] == (413, "too_many_events")
-    assert refusal(b"[" + b"1," * 2_000_000 + b"1]")[:2] == (413, "too_many_events")
+    assert refusal(b"[" + b"1," * 2_000_000 + b"1]")[:2] == (413, "too_many_values")
 
 
 # ---- Arrow ---------------------------------------------------------------------------------------------------------------------
@@ -360,6 +360,19 @@ def test_tags_are_bounded_also_where_no_buffer_bounds_them():
     loud = pa.MapArray.from_arrays(pa.array(range(1001), pa.int32()), pa.array(["k"] * 1000), shared)
     for tags, code in ((wide, "too_many_tags"), (long, "too_many_tags"), (loud, "body_too_large")):
         assert refusal(stream(**rows, tags=tags), ARROW)[:2] == (413, code)
+
+
+def test_a_body_of_very_many_values_is_refused_before_they_are_made():
+    """Tags, unknown fields or array items: a minute of Python objects in a body that is allowed to be large."""
+    for unit in (b'"%d":""', b'{"device":"d","metric":"m","value":1,"x":[%d'):
+        body = b'{"device":"d","metric":"m","value":1,"tags":{' + b",".join(unit % i for i in range(1_600_001)) + b"}}"
+        assert refusal(body)[1] in ("too_many_values", "too_many_events")
+
+
+def test_an_event_of_very_many_tags_costs_itself_alone():
+    many = {**GOOD, "tags": {str(i): "" for i in range(1001)}}
+    body = decode(json.dumps([GOOD, many]).encode(), "application/json", "", LIMITS)
+    assert (body.count, [(each.index, each.field, each.reason) for each in body.refused]) == (1, [(1, "tags", "too_many")])
 
 
 def test_an_arrow_stream_that_is_cut_or_damaged_is_refused_and_never_crashes():
