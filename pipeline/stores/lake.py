@@ -8,6 +8,7 @@ partition's position with the one it believes in, and stops with `Fenced` where 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime
@@ -113,12 +114,16 @@ class Lake:
                     storage_options=self._options,
                 )
             except (DeltaError, OSError) as error:  # made by another process at the same moment
-                if not DeltaTable.is_deltatable(self._uri(name), storage_options=self._options):
+                if not self._is_table(name):
                     raise Unavailable(f"cannot make table {name} under {self.location}: {first_line(error)}") from error
 
     def exists(self) -> bool:
         """Whether the tables were made."""
-        return DeltaTable.is_deltatable(self._uri("aggregates"), storage_options=self._options)
+        return self._is_table("aggregates")
+
+    def _is_table(self, name: str) -> bool:
+        with self._reading(name):
+            return DeltaTable.is_deltatable(self._uri(name), storage_options=self._options)
 
     def check(self, semantics: Semantics, partitions: int) -> None:
         """Invalid where this lake was made with other numbers than these."""
@@ -151,7 +156,7 @@ class Lake:
 
     def _check_whole(self) -> None:
         """Invalid where a table is missing beside one with rows: made anew and empty, it would say that nothing ever was."""
-        there = {name: DeltaTable.is_deltatable(self._uri(name), storage_options=self._options) for name in TABLES}
+        there = {name: self._is_table(name) for name in TABLES}
         missing = [name for name in TABLES if not there[name]]
         for name in TABLES if missing else ():
             if there[name] and self._handle(name).version() > 0:
@@ -428,5 +433,8 @@ def lake_settings(location: str) -> dict[str, float]:
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of an error's text."""
-    return (str(error).splitlines() or [type(error).__name__])[0]
+    """An error's text as one line: the first of it, and the cause at its end where it lists causes."""
+    lines = [line.strip(" \t:") for line in re.sub(r"\x1b\[\d*m", "", str(error)).splitlines() if line.strip()]
+    if len(lines) > 1 and lines[-1].startswith("↳"):
+        return f"{lines[0]}: {lines[-1].lstrip('↳ ')}"
+    return lines[0] if lines else type(error).__name__

@@ -208,3 +208,13 @@ def test_the_books_count_an_event_once_whose_entry_has_open_windows(lake, client
     lake.commit("dead_letters", output.dead_letters, {0: entry.id}, {0: -1})
     books = balance(client, lake, SEMANTICS, 1)
     assert (books["dead_lettered"], books["in_flight"], books["balanced"]) == (1, 1, True)
+
+
+def test_a_table_that_is_a_file_is_said_in_one_line_with_its_cause(lake):
+    table = Path(lake.location) / "aggregates"
+    shutil.rmtree(table)
+    table.write_text("x")
+    with pytest.raises(Unavailable) as told:
+        other(lake).exists()
+    assert "table aggregates" in str(told.value) and "Not a directory" in str(told.value)
+    assert str(told.value).isprintable()
