@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
 import socket
 import time
 from collections.abc import Iterator
 
+import httpx
 import pytest
 
+from api.app import create_app
 from api.protocol import HEAD_BYTES_MAX
-from tests.integration.test_ingest_api import EVENT, Api, running, until
+from api.rules import rules_router
+from pipeline.settings import Settings
+from tests.integration.test_ingest_api import EVENT, Api, MemoryStore, running, until
 
 BODY = json.dumps(EVENT).encode()
 HEAD = b"POST /v1/events HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
@@ -112,14 +117,12 @@ def test_a_client_that_leaves_before_its_answers_is_no_error(api, caplog):
 
 def test_a_query_that_is_wrong_is_refused_like_all_else():
     """In the shape of every other refusal; over stores that are never asked."""
-    from fastapi.testclient import TestClient
+    app = create_app(Settings(), MemoryStore(), rules_router(None, None, 4))
 
-    from api.app import create_app
-    from api.rules import rules_router
-    from pipeline.settings import Settings
-    from tests.integration.test_ingest_api import MemoryStore
+    async def ask() -> httpx.Response:
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://x") as client:
+            return await client.get("/v1/rules?version=x")
 
-    with TestClient(create_app(Settings(), MemoryStore(), rules_router(None, None, 4))) as client:
-        response = client.get("/v1/rules?version=x")
+    response = asyncio.run(ask())
     assert response.status_code == 422
     assert response.json()["error"]["message"].startswith("query.version: input should be a valid integer")
