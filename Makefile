@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: run test notebook lint clean
+.PHONY: run test fuzz notebook lint clean
 .DELETE_ON_ERROR:
 
 run: .venv/installed  ## the whole pipeline on this machine, with a simulated fleet; Ctrl-C stops it
@@ -11,6 +11,9 @@ run: .venv/installed  ## the whole pipeline on this machine, with a simulated fl
 test: .venv/installed-test  ## every test
 	$(BIN)/ruff check .
 	$(BIN)/python -m pytest
+
+fuzz: .venv/installed-test  ## strangers at every door; ARGS="--minutes 10 --seed 3 --door bodies"
+	@$(BIN)/python -m tests.fuzz $(ARGS)
 
 notebook: .venv/installed-notebook  ## the notebooks, in a browser
 	$(BIN)/jupyter lab notebooks

@@ -10,6 +10,7 @@ from typing import Any
 
 import uvicorn
 from fastapi import APIRouter, FastAPI, Request
+from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, JSONResponse, Response
 from starlette.exceptions import HTTPException
 from starlette.routing import Route
@@ -18,6 +19,7 @@ from api import docs
 from api.endpoint import EventsEndpoint, Receive, Scope, Send
 from api.health import add_health
 from api.ingest import Ingest, Store
+from api.protocol import guarded
 from api.rules import rules_router
 from pipeline.errors import Invalid
 from pipeline.settings import Settings
@@ -83,6 +85,12 @@ def create_app(settings: Settings, appender: Store, rules: APIRouter | None = No
         message = f"{request.method} {request.url.path}: {error.detail}"
         return JSONResponse({"error": {"code": code, "message": message}}, error.status_code, headers=error.headers)
 
+    @app.exception_handler(RequestValidationError)
+    async def wrong(request: Request, error: RequestValidationError) -> Response:
+        problem = error.errors()[0]
+        message = f"{'.'.join(map(str, problem['loc']))}: {problem['msg'][0].lower()}{problem['msg'][1:]}"
+        return JSONResponse({"error": {"code": "invalid", "message": message}}, 422)
+
     @app.exception_handler(Exception)
     async def broken(request: Request, error: Exception) -> Response:
         return JSONResponse({"error": {"code": "internal", "message": "the request could not be processed"}}, 500)
@@ -123,7 +131,7 @@ def serve(settings: Settings, listener: socket.socket | None = None, appender: S
     config = uvicorn.Config(
         create_app(settings, appender, rules),
         loop="uvloop",
-        http="httptools",
+        http=guarded(settings.request_seconds_max),
         ws="none",
         lifespan="on",
         access_log=False,

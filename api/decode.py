@@ -19,6 +19,7 @@ from api.fast import ENVELOPE, fast_frame
 from api.models import Envelope, Event, Refusal, Refused
 
 FAST_BYTES_MIN = 4096
+_VALUES_PER_EVENT = 32  # on average, tags and unknown fields among them
 _COUNTED_BYTES_MIN = 1 << 20  # from this size on, what a body may expand to is estimated before it is parsed
 
 
@@ -89,7 +90,10 @@ def decode(payload: bytes, content_type: str, encoding: str, limits: DecodeLimit
         table = read_arrow(payload, limits.body_decompressed_bytes_max, limits.body_events_max)
         return Body(("arrow", *table.schema.names, *table.schema.types), table, table.num_rows)
     if len(payload) >= _COUNTED_BYTES_MIN:
-        _bounded(np.count_nonzero(np.frombuffer(payload, np.uint8) == ord("{")), limits)
+        octets = np.frombuffer(payload, np.uint8)
+        _bounded(np.count_nonzero(octets == ord("{")), limits)
+        if np.count_nonzero(octets == ord(",")) > limits.body_events_max * _VALUES_PER_EVENT:
+            raise Refusal(413, "too_many_values", f"the body holds more values than {limits.body_events_max} events do")
     array = payload[start] == ord("[")
     lines = form == _NDJSON and not array
     if len(payload) >= FAST_BYTES_MIN:
@@ -188,7 +192,7 @@ def _exact_lines(payload: bytes, limits: DecodeLimits) -> Body:
     except _MALFORMED:
         pass
     body = _one_by_one(lines, limits)
-    if not body.count and all(refused.field == "event" and refused.reason in _TEXT_REASONS for refused in body.refused):
+    if not body.count and all(refused.field == "event" for refused in body.refused):  # no line is an event, not even a bad one
         try:
             _EVENT.decode(lines[0])
         except _MALFORMED as error:
@@ -204,7 +208,6 @@ def _unparseable(error: Exception, where: str = "") -> Refusal:
     return Refusal(400, "bad_json", f"{where}{str(error)[:200]}")
 
 
-_TEXT_REASONS = ("bad_json", "bad_utf8")
 _REASONS = {
     "device": "not_a_string",
     "interface": "not_a_string",
@@ -241,6 +244,8 @@ def _cause(error: Exception) -> tuple[str, str]:
     if found is None:
         return "event", "not_an_object"
     field = found.group(1)
+    if field == "tags" and "length" in str(error):
+        return field, "too_many"
     return field, "out_of_range" if field == "value" and "out of range" in str(error) else _REASONS.get(field, "bad_json")
 
 

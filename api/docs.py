@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import json
+from collections.abc import Sequence
 from typing import Any
 
 EVENTS_PATH = "/v1/events"
@@ -51,11 +52,18 @@ def _answer_schema() -> dict[str, Any]:
     }
 
 
-def _refusal(description: str, retry: bool = False) -> dict[str, Any]:
+def refusal(description: str, retry: bool = False) -> dict[str, Any]:
+    """How an answer is described that refuses; all of them have one shape."""
     schema = {
         "type": "object",
         "required": ["error"],
-        "properties": {"error": {"type": "object", "properties": {"code": {"type": "string"}, "message": {"type": "string"}}}},
+        "properties": {
+            "error": {
+                "type": "object",
+                "required": ["code", "message"],
+                "properties": {"code": {"type": "string"}, "message": {"type": "string"}},
+            }
+        },
     }
     response: dict[str, Any] = {"description": description, "content": {"application/json": {"schema": schema}}}
     if retry:
@@ -112,16 +120,24 @@ def events_operation() -> dict[str, Any]:
                     }
                 },
             },
-            "400": _refusal("The body cannot be parsed; the message says where"),
-            "413": _refusal("Too many bytes, also after decompression, or too many events"),
-            "415": _refusal("A content type or content encoding that is not known"),
-            "422": _refusal(
+            "400": refusal("The body cannot be parsed; the message says where"),
+            "408": refusal("The request did not arrive in time"),
+            "413": refusal("Too many bytes, also after decompression, or too many events or tags"),
+            "415": refusal("A content type or content encoding that is not known"),
+            "422": refusal(
                 "No event in the body; an Arrow column missing or of a wrong type; a key that was used for another body; "
                 "a body that cannot be processed"
             ),
-            "503": _refusal("Cannot be stored now: come again", retry=True),
+            "431": refusal("The head of the request is too large"),
+            "503": refusal("Cannot be stored now: come again", retry=True),
         },
     }
+
+
+def answer_of(description: str, required: Sequence[str], **properties: dict[str, Any]) -> dict[str, Any]:
+    """How a JSON answer is described."""
+    schema = {"type": "object", "required": list(required), "properties": properties}
+    return {"description": description, "content": {"application/json": {"schema": schema}}}
 
 
 def described(document: dict[str, Any]) -> dict[str, Any]:

@@ -7,18 +7,30 @@ import asyncio
 from fastapi import FastAPI
 from fastapi.responses import JSONResponse, Response
 
+from api.docs import answer_of
 from api.ingest import Ingest, Store
 from pipeline.errors import PipelineError, Unavailable
 
+_TEXT = {"type": "string"}
+_ALIVE = {
+    200: answer_of("It gets on", ["status"], status={"const": "ok"}),
+    503: answer_of("It does not", ["status", "reason"], status={"const": "failing"}, reason=_TEXT),
+}
+_READY = {
+    200: answer_of("Yes", ["status"], status={"const": "ready"}),
+    503: answer_of("Not now", ["status", "reason"], status={"const": "not_ready"}, reason=_TEXT)
+    | {"headers": {"Retry-After": {"schema": {"type": "integer"}, "description": "seconds"}}},
+}
+
 
 def add_health(app: FastAPI, ingest: Ingest, store: Store, timeout_seconds: float) -> None:
-    @app.get("/healthz", tags=["health"], summary="Alive: the process runs and its flusher gets on")
+    @app.get("/healthz", tags=["health"], summary="Alive: the process runs and its flusher gets on", responses=_ALIVE)
     async def healthz() -> Response:
         if ingest.alive():
             return JSONResponse({"status": "ok"})
         return JSONResponse({"status": "failing", "reason": "the flusher does not get on"}, 503)
 
-    @app.get("/readyz", tags=["health"], summary="Ready: Redis answers and every partition has its stream")
+    @app.get("/readyz", tags=["health"], summary="Ready: Redis answers and every partition has its stream", responses=_READY)
     async def readyz() -> Response:
         try:
             await asyncio.wait_for(store.ready(), timeout_seconds)

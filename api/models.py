@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import msgspec
+
+TAGS_READ_MAX = 1000  # of one event; rules on how many are taken come later, and look at each
 
 
 class Event(msgspec.Struct, gc=False):
@@ -14,7 +18,7 @@ class Event(msgspec.Struct, gc=False):
     value: bool | int | float | None = None
     timestamp: int | float | str | None = None
     kind: str | None = None
-    tags: dict[str, str] | None = None
+    tags: Annotated[dict[str, str], msgspec.Meta(max_length=TAGS_READ_MAX)] | None = None
 
 
 class Envelope(Event, gc=False):

@@ -6,17 +6,52 @@ from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, PlainTextResponse, Response
 from starlette.concurrency import run_in_threadpool
 
+from api.docs import answer_of, refusal
 from pipeline.errors import Invalid, PipelineError, Unavailable
 from pipeline.notifier import since
 from pipeline.stores.alertlog import AlertLog
 from pipeline.stores.rulebook import DOCUMENT_CHARS_MAX, Rulebook
+
+_AWAY = {503: refusal("Redis cannot be reached now: come again", retry=True)}
+_VERSION = {"ETag": {"schema": {"type": "string"}, "description": "the version's number, in quotes"}}
+_SHOWN = _AWAY | {
+    200: {
+        "description": "The document",
+        "content": {"application/yaml": {"schema": {"description": "a rules document"}}},
+        "headers": _VERSION | {"X-Rules-Version": {"schema": {"type": "string"}, "description": "the same"}},
+    },
+    404: refusal("There is no such version"),
+    422: refusal("The version is no number"),
+}
+_CHANGED = _AWAY | {
+    200: answer_of("It is in force within seconds", ["version"], version={"type": "integer"}) | {"headers": _VERSION},
+    400: refusal("The document is no UTF-8, or If-Match is no number"),
+    412: refusal("The newest version is another than If-Match says"),
+    413: refusal("The document is too large"),
+    422: refusal("The document is not valid; the message names line and field"),
+}
+_ALERT = {
+    "type": "object",
+    "required": ["rule", "device", "interface", "metric", "tags", "severity", "phase", "since"],
+    "properties": {"severity": {"enum": ["warning", "critical"]}, "phase": {"enum": ["pending", "firing"]}, "since": {"type": "string"}},
+}
+_STANDING = _AWAY | {200: answer_of("Those that stand", ["alerts"], alerts={"type": "array", "items": _ALERT})}
+_IF_MATCH = {
+    "name": "If-Match",
+    "in": "header",
+    "required": False,
+    "schema": {"type": "string"},
+    "description": "take it only over this version",
+}
 
 
 def rules_router(rulebook: Rulebook, alertlog: AlertLog, partitions: int) -> APIRouter:
     """The endpoints, over stores that are called in a thread."""
     router = APIRouter(tags=["rules"])
 
-    @router.get("/v1/rules", summary="The rules document as it stands, as YAML; its version is the ETag")
+    @router.get(
+        "/v1/rules", summary="The rules document as it stands, as YAML; its version is the ETag", responses=_SHOWN, response_class=Response
+    )
     async def show(version: int | None = None) -> Response:
         try:
             found = await run_in_threadpool(rulebook.get, version)
@@ -28,7 +63,11 @@ def rules_router(rulebook: Rulebook, alertlog: AlertLog, partitions: int) -> API
     @router.put(
         "/v1/rules",
         summary="A new version, from YAML or JSON; valid as a whole or refused, naming line and field",
-        openapi_extra={"requestBody": {"required": True, "content": {"application/yaml": {"schema": {"type": "string"}}}}},
+        responses=_CHANGED,
+        openapi_extra={
+            "parameters": [_IF_MATCH],
+            "requestBody": {"required": True, "content": {"application/yaml": {"schema": {"type": "string"}}}},
+        },
     )
     async def change(request: Request) -> Response:
         body = bytearray()
@@ -48,7 +87,7 @@ def rules_router(rulebook: Rulebook, alertlog: AlertLog, partitions: int) -> API
             return _failed(error, 412 if "somebody else" in str(error) else 422)
         return JSONResponse({"version": number}, headers={"ETag": f'"{number}"'})
 
-    @router.get("/v1/alerts", summary="Alerts that stand now: pending and firing")
+    @router.get("/v1/alerts", summary="Alerts that stand now: pending and firing", responses=_STANDING)
     async def alerts() -> Response:
         try:
             standing = await run_in_threadpool(alertlog.standing, range(partitions))

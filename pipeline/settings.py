@@ -5,8 +5,12 @@ Every bound, wait and retry of the system has its field here, with the unit last
 
 from __future__ import annotations
 
+import difflib
 import json
+import os
 import random
+import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
@@ -59,6 +63,7 @@ class Settings(BaseSettings):
     # Ingest API
     api_host: str = "127.0.0.1"
     api_port: Annotated[int, Field(ge=0, le=65_535)] = 8000
+    request_seconds_max: Seconds = 30  # within which a request has to have arrived whole
     body_bytes_max: Positive = 8 * 1024**2
     body_decompressed_bytes_max: Positive = 64 * 1024**2
     body_events_max: Positive = 50_000
@@ -95,7 +100,7 @@ class Settings(BaseSettings):
     def _from_json(cls, value: object) -> object:
         try:
             return json.loads(value) if isinstance(value, str) else value
-        except ValueError:
+        except (ValueError, RecursionError):
             raise ValueError('must be a JSON object, such as {"vendor-*-count": 32}') from None
 
     @model_validator(mode="after")
@@ -135,10 +140,42 @@ def semantics_of(settings: Settings) -> Semantics:
 
 def load(**overrides: object) -> Settings:
     """The settings of this environment. Invalid: one line per bad field, `PIPELINE_X=value: what is wrong`."""
+    lines = _unknown(os.environ)
     try:
-        return Settings(**overrides)
+        settings = Settings(**overrides)
     except ValidationError as error:
-        raise Invalid("\n".join(_line(problem) for problem in error.errors())) from None
+        lines += [_line(problem) for problem in error.errors()]
+    if lines:
+        raise Invalid("\n".join(lines))
+    return settings
+
+
+# Variables with our prefix that others set: docker compose, the supervisor, and Kubernetes for a service called `pipeline`.
+_FOREIGN = re.compile(r"IMAGE|PARENT_PID|(?:\w+_)?SERVICE_(?:HOST|PORT)\w*|(?:\w+_)?PORT_\d+_(?:TCP|UDP)\w*")
+_LINK = re.compile(r"(?:tcp|udp)://")
+
+
+def _unknown(environment: Mapping[str, str]) -> list[str]:
+    """A line for each variable that looks like a setting and is none: most likely it is mistyped, and would change nothing."""
+    known = {name.upper() for name in Settings.model_fields}
+    lines = []
+    for name in sorted(environment):
+        prefix, told = name[: len(PREFIX)].upper(), name[len(PREFIX) :].upper()
+        if prefix == PREFIX and told not in known and not _FOREIGN.fullmatch(told) and not _LINK.match(environment[name]):
+            near = difflib.get_close_matches(told, known, 1)
+            hint = f"did you mean {PREFIX}{near[0]}?" if near else "the README lists those that there are"
+            lines.append(f"{_shown(name)}: there is no such setting; {hint}")
+    return lines
+
+
+SHOWN_CHARS_MAX = 100
+
+
+def _shown(value: object) -> str:
+    """A value as part of a line: what breaks it is escaped, what is too long is cut."""
+    text = str(value)
+    text = text if len(text) <= SHOWN_CHARS_MAX else f"{text[:SHOWN_CHARS_MAX]}..."
+    return text if text.isprintable() else ascii(text)
 
 
 _COMPLAINTS = {
@@ -159,7 +196,7 @@ def _line(problem: dict) -> str:
     message = complaint.format(**problem.get("ctx", {})) if complaint else problem["msg"].removeprefix("Value error, ")
     if not name:
         return message  # of a relation, which names its fields itself
-    variable = name.upper() if name.upper().startswith((PREFIX, "REDIS")) else PREFIX + name.upper()
-    place = "".join(f"[{part}]" for part in problem["loc"][1:])
-    shown = "***" if "url" in name.lower() else problem["input"]
+    variable = name.upper() if name.upper().startswith((PREFIX, "REDIS_URL")) else PREFIX + name.upper()
+    place = "".join(f"[{_shown(part)}]" for part in problem["loc"][1:])
+    shown = "***" if "url" in name.lower() else _shown(problem["input"])
     return f"{variable}{place}={shown}: {message[0].lower()}{message[1:]}"

@@ -28,7 +28,7 @@ from pipeline.errors import Invalid
 
 STATISTICS = ("mean", "max", "min", "sum", "count", "last", "stddev", "p50", "p95", "p99", "increase", "rate")
 SEVERITIES = ("warning", "critical")
-RULES_MAX = 1000
+RULES_MAX = 1000  # their overrides among them: each is a pass over new series
 NAME_CHARS_MAX = 100
 PATTERNS_CHARS_MAX = 4000  # of one list, so that it stays one regex of a size that Polars compiles
 FOR_HOURS_MAX = 30 * 24
@@ -250,7 +250,9 @@ def _kind(value: Any) -> str:
 
 
 def _shown(value: Any) -> str:
-    return repr(value) if isinstance(value, str) else _kind(value)
+    if not isinstance(value, str):
+        return _kind(value)
+    return repr(value if len(value) <= NAME_CHARS_MAX else f"{value[:NAME_CHARS_MAX]}...")
 
 
 def parse(document: Any, version: int, lines: Mapping[tuple, int]) -> Rules:
@@ -266,6 +268,8 @@ def parse(document: Any, version: int, lines: Mapping[tuple, int]) -> Rules:
     if len(items) > RULES_MAX:
         raise reader.fail(("rules",), f"has {len(items)} rules; {RULES_MAX} are allowed")
     rules = tuple(reader.rule(item, ("rules", i)) for i, item in enumerate(items))
+    if (scopes := sum(1 + len(rule.overrides) for rule in rules)) > RULES_MAX:
+        raise reader.fail(("rules",), f"has {scopes} rules and overrides; {RULES_MAX} are allowed")
     seen: set[str] = set()
     for i, rule in enumerate(rules):
         if rule.name in seen:

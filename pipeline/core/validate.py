@@ -38,6 +38,8 @@ NAMES = ("device", "interface", "metric", "tags")
 OLDEST_US = 946_684_800_000_000  # 2000-01-01T00:00:00Z: anything before is a clock that was never set
 CONTROL = r"[\x00-\x1f\x7f-\x9f\u2028\u2029]"
 
+_TAG_CHARS = 32  # of JSON for each character that a name may have: key and value, all of them escaped, and more than enough of blanks
+
 
 class Coded(NamedTuple):
     """Rows whose names are codes: `rows[name]` indexes `names[name]`, a list of texts, for each name in NAMES that is there."""
@@ -101,6 +103,8 @@ def validate(raw: Coded, received_at_us: int, limits: Limits) -> Validated:
 
 def canonical_tags(text: str, limits: Limits) -> tuple[str, str | None]:
     """The JSON text of tags with sorted keys and no blanks, "" for none; and the reason why they cannot be taken, or None."""
+    if len(text) > limits.tags_max * _TAG_CHARS * limits.name_chars_max:
+        return "", "too_long"
     try:
         pairs = json.loads(text, object_pairs_hook=tuple) if text else ()
         if pairs is None or pairs == ():

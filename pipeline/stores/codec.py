@@ -6,6 +6,7 @@ it costs ten times what it saves on batches of this size.
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Sequence
 
 import polars as pl
@@ -14,6 +15,10 @@ import pyarrow.ipc as ipc
 
 from pipeline.core.schema import DEAD_LETTERS, EVENTS
 from pipeline.errors import Invalid
+from pipeline.stores.ipcbounds import declared_bytes
+
+PAYLOAD_BYTES_MAX = 512 * 1024**2  # when decompressed; as much as a value in Redis may be
+_SMALL_BYTES = PAYLOAD_BYTES_MAX >> 15  # a byte of zstd stands for 32 KiB at most: up to here there is no need to look
 
 _ARROW_TYPES = {
     pl.Categorical(): pa.dictionary(pa.int32(), pa.string()),
@@ -50,17 +55,24 @@ def decode(payloads: Sequence[bytes], schema: pa.Schema) -> pa.Table:
 
 
 def decode_counted(payloads: Sequence[bytes], schema: pa.Schema) -> tuple[pa.Table, list[int]]:
-    """What `decode` says, and the rows of each payload."""
+    """What `decode` says, and the rows of each payload.
+
+    What is read is validated in full: codes and offsets out of bounds would be read as they are, by whoever comes next.
+    """
     batches: list[pa.RecordBatch] = []
     counts: list[int] = []
     for payload in payloads:
         try:
+            if len(payload) > _SMALL_BYTES and (declared := declared_bytes(payload)) > PAYLOAD_BYTES_MAX:
+                raise Invalid(f"a payload says that it holds {declared} bytes; {PAYLOAD_BYTES_MAX} are allowed")
             with ipc.open_stream(payload, options=_READ) as reader:
                 if reader.schema != schema:
                     raise Invalid(f"a payload has the columns {reader.schema.names}, not {schema.names}")
                 found = list(reader)
-        except (pa.ArrowInvalid, pa.ArrowSerializationError, OSError) as error:
-            raise Invalid(f"a payload is not an Arrow IPC stream: {error}") from error
+            for batch in found:
+                batch.validate(full=True)
+        except (pa.ArrowException, OSError, struct.error, ValueError, IndexError, OverflowError) as error:
+            raise Invalid(f"a payload is not an Arrow IPC stream: {(str(error).splitlines() or ['it ends too early'])[0][:200]}") from error
         batches += found
         counts.append(sum(batch.num_rows for batch in found))
     return pa.Table.from_batches(batches, schema=schema), counts

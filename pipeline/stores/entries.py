@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.core.batch import BATCH_EVENTS, ENTRIES, Batch
-from pipeline.core.schema import DEAD_ROWS, EVENTS
+from pipeline.core.schema import DEAD_ROWS
 from pipeline.errors import Invalid
 from pipeline.stores.codec import DEAD_LETTERS_ARROW, EVENTS_ARROW, decode_counted
 from pipeline.stores.streams import Entry
@@ -64,17 +64,18 @@ def _one(partition: int, entry: int, payload: bytes, schema: pa.Schema, bad: lis
 def _table(payloads: Sequence[bytes], schema: pa.Schema) -> tuple[pa.Table, list[int]]:
     """Checked rows of payloads, and how many each has; an empty one has none."""
     table, rows = decode_counted([payload for payload in payloads if payload], schema)
-    if schema is EVENTS_ARROW:
-        _check(table)
+    _check(table)
     each = iter(rows)
     return table, [next(each) if payload else 0 for payload in payloads]
 
 
 def _check(table: pa.Table) -> None:
     """Invalid unless each value is there that must be, and is one that ingest lets through."""
-    for name in EVENTS:
+    for name in table.column_names:
         if name != "exact" and table.column(name).null_count:
             raise Invalid(f"a payload has no {name} in some row")
+    if table.schema != EVENTS_ARROW:
+        return
     if not pc.all(pc.is_finite(table.column("value")), min_count=0).as_py():
         raise Invalid("a payload has a value that is no finite number")
     times = pc.min_max(table.column("event_time"))

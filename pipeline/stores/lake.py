@@ -8,7 +8,9 @@ partition's position with the one it believes in, and stops with `Fenced` where 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
 from urllib.parse import unquote
@@ -94,6 +96,7 @@ class Lake:
     def create(self, semantics: Semantics, partitions: int) -> None:
         """Make the tables where they are absent. Invalid: the lake is another's: format, partitions or semantics."""
         self._check_writable()
+        self._check_whole()
         self.create_tables({"format": FORMAT, "partitions": partitions, **semantics_of_lake(semantics)})
         self.check(semantics, partitions)
 
@@ -111,12 +114,16 @@ class Lake:
                     storage_options=self._options,
                 )
             except (DeltaError, OSError) as error:  # made by another process at the same moment
-                if not DeltaTable.is_deltatable(self._uri(name), storage_options=self._options):
+                if not self._is_table(name):
                     raise Unavailable(f"cannot make table {name} under {self.location}: {first_line(error)}") from error
 
     def exists(self) -> bool:
         """Whether the tables were made."""
-        return DeltaTable.is_deltatable(self._uri("aggregates"), storage_options=self._options)
+        return self._is_table("aggregates")
+
+    def _is_table(self, name: str) -> bool:
+        with self._reading(name):
+            return DeltaTable.is_deltatable(self._uri(name), storage_options=self._options)
 
     def check(self, semantics: Semantics, partitions: int) -> None:
         """Invalid where this lake was made with other numbers than these."""
@@ -147,32 +154,51 @@ class Lake:
         except OSError as error:
             raise Invalid(f"cannot write to {self.location} ({error.strerror}): choose another --data, or mend its permissions") from error
 
+    def _check_whole(self) -> None:
+        """Invalid where a table is missing beside one with rows: made anew and empty, it would say that nothing ever was."""
+        there = {name: self._is_table(name) for name in TABLES}
+        missing = [name for name in TABLES if not there[name]]
+        for name in TABLES if missing else ():
+            if there[name] and self._handle(name).version() > 0:
+                lost = f"{self.location} holds the table {name}, but not {', '.join(missing)}"
+                raise Invalid(f"{lost}: bring it back, or choose another --data")
+
     def _uri(self, table: str) -> str:
         return f"{self.location}/{table}"
 
+    @contextmanager
+    def _reading(self, table: str) -> Iterator[None]:
+        """Unavailable for what goes wrong with the files of a table: they may be there again at the next attempt."""
+        try:
+            yield
+        except TableNotFoundError:
+            self._handles.pop(table, None)
+            raise Unavailable(f"there is no table {table} under {self.location} yet: is a worker running?") from None
+        except (DeltaError, OSError, pl.exceptions.PolarsError) as error:
+            self._handles.pop(table, None)
+            reason = f"table {table} under {self.location} cannot be read: {first_line(error)}"
+            raise Unavailable(f"{reason}; bring its files back, or choose another --data") from error
+
     def _handle(self, table: str) -> DeltaTable:
         if table not in self._handles:
-            try:
+            with self._reading(table):
                 self._handles[table] = DeltaTable(self._uri(table), storage_options=self._options)
-            except TableNotFoundError:
-                raise Unavailable(f"there is no table {table} under {self.location} yet: is a worker running?") from None
-            except (DeltaError, OSError) as error:
-                raise Unavailable(f"table {table} cannot be read: {first_line(error)}") from error
         return self._handles[table]
 
     def _refresh(self, table: str) -> DeltaTable:
         handle = self._handle(table)
-        try:
+        with self._reading(table):
             handle.update_incremental()
-        except (DeltaError, OSError) as error:
-            del self._handles[table]
-            raise Unavailable(f"table {table} cannot be read: {first_line(error)}") from error
         return handle
+
+    def _positions(self, handle: DeltaTable, table: str, partitions: Iterable[int]) -> dict[int, int]:
+        with self._reading(table):
+            found = {partition: handle.transaction_version(txn(partition)) for partition in partitions}
+        return {partition: -1 if version is None else version for partition, version in found.items()}
 
     def positions(self, table: str, partitions: Iterable[int]) -> dict[int, int]:
         """The committed position of each partition in a table; -1: none yet."""
-        handle = self._refresh(table)
-        return {partition: _position(handle, partition) for partition in partitions}
+        return self._positions(self._refresh(table), table, partitions)
 
     def commit(self, table: str, rows: pl.DataFrame, positions: Mapping[int, int], expected: Mapping[int, int]) -> None:
         """Commit rows and the positions (partition -> entry id) they stand for, as one.
@@ -186,10 +212,10 @@ class Lake:
             max_commit_retries=self._retries,
         )
         handle = self._handle(table)
-        if any(_position(handle, p) != expected[p] for p in positions):
+        if any(stands != expected[p] for p, stands in self._positions(handle, table, positions).items()):
             handle = self._refresh(table)
         for attempt in range(3):
-            self._compare(handle, positions, expected)
+            self._compare(handle, table, positions, expected)
             try:
                 write_deltalake(
                     handle, data, mode="append", commit_properties=properties, storage_options=self._options, writer_properties=_APPEND
@@ -200,17 +226,15 @@ class Lake:
             except (DeltaError, OSError) as error:
                 refused = error
             handle = self._refresh(table)
-            if all(_position(handle, p) == position for p, position in positions.items()):
+            if self._positions(handle, table, positions) == dict(positions):
                 return  # it is ours: only the reply was lost
             if attempt and not isinstance(refused, CommitFailedError):
                 break
-        self._compare(handle, positions, expected)
+        self._compare(handle, table, positions, expected)
         raise Unavailable(f"commit to {table} failed: {first_line(refused)}") from refused
 
-    @staticmethod
-    def _compare(handle: DeltaTable, positions: Mapping[int, int], expected: Mapping[int, int]) -> None:
-        for partition in positions:
-            found = _position(handle, partition)
+    def _compare(self, handle: DeltaTable, table: str, positions: Mapping[int, int], expected: Mapping[int, int]) -> None:
+        for partition, found in self._positions(handle, table, positions).items():
             if found != expected[partition]:
                 raise Fenced(partition, f"the lake stands at position {found}, not at {expected[partition]}: another worker has written")
 
@@ -219,10 +243,11 @@ class Lake:
     def last_rows(self, partitions: Iterable[int], semantics: Semantics) -> dict[int, pl.DataFrame]:
         """LAST_ROWS of each partition: the `series` table, and the files of `aggregates` added since it was made."""
         wanted = sorted(partitions)
-        try:
-            merged = self._newest(pl.col("partition").is_in(wanted), semantics)
-        except FileNotFoundError:  # compaction and vacuum came in between: look again
-            merged = self._newest(pl.col("partition").is_in(wanted), semantics)
+        with self._reading("aggregates"):
+            try:
+                merged = self._newest(pl.col("partition").is_in(wanted), semantics)
+            except FileNotFoundError:  # compaction and vacuum came in between: look again
+                merged = self._newest(pl.col("partition").is_in(wanted), semantics)
         parts = merged.partition_by("partition", as_dict=True, include_key=False)
         empty = LAST_ROWS.to_frame()
         return {partition: parts.get((partition,), empty).select(list(LAST_ROWS)) for partition in wanted}
@@ -336,26 +361,37 @@ class Lake:
 
         Entries that something else wrote into a stream are dead letters, but no events: nobody accepted them.
         """
-        totals = (
-            self._scan_table("aggregates")
-            .select(
+        totals = self._collected(
+            "aggregates",
+            self._scan_table("aggregates").select(
                 aggregated=pl.col("count").filter(~pl.col("revision")).sum(),
                 late=pl.col("count").filter("revision").sum(),
                 repeated=pl.col("repeated").sum(),
                 windows=(~pl.col("revision")).sum(),
-            )
-            .collect()
+            ),
         )
-        dead = self._scan_table("dead_letters").filter(_ACCEPTED).select(pl.len()).collect().item()
-        anomalies = self._scan_table("anomalies").select(pl.len()).collect().item()
+        dead = self._collected("dead_letters", self._scan_table("dead_letters").filter(_ACCEPTED).select(pl.len())).item()
+        anomalies = self._collected("anomalies", self._scan_table("anomalies").select(pl.len())).item()
         return {**totals.row(0, named=True), "dead_lettered": dead, "anomalies": anomalies}
+
+    def dead_lettered(self, entries: Mapping[int, Sequence[int]]) -> int:
+        """How many events of these entries (partition -> ids) are dead letters already."""
+        places = [(partition, entry) for partition, ids in entries.items() for entry in ids]
+        wanted = pl.LazyFrame(places, schema={"partition": pl.Int32, "entry": pl.Int64}, orient="row")
+        found = self._scan_table("dead_letters").filter(_ACCEPTED).join(wanted, on=["partition", "entry"], how="semi")
+        return self._collected("dead_letters", found.select(pl.len())).item()
 
     def accounted(self, partitions: Iterable[int]) -> dict[int, int]:
         """Events of each partition that the tables account for."""
         rows = self._scan_table("aggregates").group_by("partition").agg(pl.col("count").sum() + pl.col("repeated").sum())
         dead = self._scan_table("dead_letters").filter(_ACCEPTED).group_by("partition").agg(pl.len().cast(pl.Int64).alias("count"))
-        found = dict(pl.concat([rows, dead]).group_by("partition").agg(pl.col("count").sum()).collect().iter_rows())
+        both = pl.concat([rows, dead]).group_by("partition").agg(pl.col("count").sum())
+        found = dict(self._collected("aggregates", both).iter_rows())
         return {partition: found.get(partition, 0) for partition in partitions}
+
+    def _collected(self, table: str, query: pl.LazyFrame) -> pl.DataFrame:
+        with self._reading(table):
+            return query.collect()
 
     def _scan_table(self, table: str) -> pl.LazyFrame:
         files = self._refresh(table).file_uris()
@@ -406,10 +442,8 @@ def lake_settings(location: str) -> dict[str, float]:
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of an error's text."""
-    return (str(error).splitlines() or [type(error).__name__])[0]
-
-
-def _position(handle: DeltaTable, partition: int) -> int:
-    version = handle.transaction_version(txn(partition))
-    return -1 if version is None else version
+    """An error's text as one line: the first of it, and the cause at its end where it lists causes."""
+    lines = [line.strip(" \t:") for line in re.sub(r"\x1b\[\d*m", "", str(error)).splitlines() if line.strip()]
+    if len(lines) > 1 and lines[-1].startswith("↳"):
+        return f"{lines[0]}: {lines[-1].lstrip('↳ ')}"
+    return lines[0] if lines else type(error).__name__

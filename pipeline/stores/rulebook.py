@@ -12,13 +12,14 @@ from typing import NamedTuple
 import redis
 import yaml
 
-from pipeline.core.rules import Rules, parse
+from pipeline.core.rules import RULES_MAX, Rules, parse
 from pipeline.errors import Invalid
 from pipeline.stores.connection import script, translated
 
 KEY = "rules"
 DOCUMENT_CHARS_MAX = 500_000
 DEPTH_MAX = 20  # of a document; its own shape needs 6
+EVENTS_MAX = 50_000  # of a document, as a YAML parser counts them: 1000 rules of any sort fit, and it reads no longer than seconds
 DEFAULT = Path(__file__).parents[1] / "default_rules.yaml"
 
 
@@ -66,8 +67,10 @@ def read_document(text: str, version: int = 0) -> Rules:
 def _refuse_unsupported(text: str) -> None:
     """Invalid: what YAML can do and a rules document needs not, some of which would cost a reader much time."""
     depth = 0
-    for event in yaml.parse(text, Loader=_Loader):
+    for number, event in enumerate(yaml.parse(text, Loader=_Loader)):
         line = event.start_mark.line + 1
+        if number > EVENTS_MAX:
+            raise Invalid(f"line {line}: the document holds more than any {RULES_MAX} rules need")
         if isinstance(event, yaml.AliasEvent):
             raise Invalid(f"line {line}: *{event.anchor}: aliases are not supported")
         if getattr(event, "tag", None) is not None:

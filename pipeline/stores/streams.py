@@ -17,6 +17,8 @@ from pipeline.errors import Fenced, Invalid, PipelineError, Unavailable
 from pipeline.stores import connection as keys
 from pipeline.stores.connection import CONSUMER, GROUP, Scripts, format_id, parse_id, script, translate, translated
 
+COUNT_DIGITS_MAX = 9  # of the events of one entry
+
 
 class Group(NamedTuple):
     """What one partition gets in one append: one stream entry of many bodies' events."""
@@ -262,4 +264,9 @@ def _entry(raw: tuple) -> Entry:
         return Entry(entry, lost=True)
     if not isinstance(fields, dict):
         fields = dict(zip(fields[::2], fields[1::2], strict=True))
-    return Entry(entry, fields.get(b"e", b""), int(fields.get(b"n", 0)), fields.get(b"x", b""), int(fields.get(b"m", 0)))
+    return Entry(entry, fields.get(b"e", b""), _count(fields.get(b"n")), fields.get(b"x", b""), _count(fields.get(b"m")))
+
+
+def _count(told: bytes | None) -> int:
+    """What an entry says that it holds; 0 where that is no number: something else wrote it."""
+    return int(told) if told is not None and told.isdigit() and len(told) <= COUNT_DIGITS_MAX else 0

@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import shutil
 from datetime import UTC, datetime
+from pathlib import Path
 
 import polars as pl
+import pyarrow as pa
 import pytest
 
+from pipeline.books import balance
 from pipeline.core.batch import State, step
 from pipeline.core.recovery import LAST_ROWS
-from pipeline.errors import Fenced, Invalid
+from pipeline.errors import Fenced, Invalid, Unavailable
+from pipeline.stores.codec import EVENTS_ARROW, encode
+from pipeline.stores.connection import GROUP, books_key, stream_key
+from pipeline.stores.entries import to_batch
 from pipeline.stores.lake import TABLES, Lake
+from pipeline.stores.streams import Streams
 from tests.properties.test_step import RULES, SEMANTICS, batch
 
 
@@ -133,3 +141,80 @@ def test_old_days_expire(lake):
     lake.commit("aggregates", replayed, {0: position + 1}, {0: position})
     assert lake.expire("aggregates", datetime(2024, 1, 1, tzinfo=UTC)) == {}
     assert lake.counts()["windows"] == rows.height
+
+
+@pytest.mark.parametrize(
+    ("damage", "kept"),  # a kept handle knows what the log said
+    [
+        ("parquet gone", True),
+        ("parquet cut", True),
+        ("table gone", True),
+        ("parquet gone", False),
+        ("parquet cut", False),
+        ("log gone", False),
+        ("log garbage", False),
+        ("table gone", False),
+    ],
+)
+def test_a_damaged_table_is_away_until_it_is_mended(lake, damage, kept):
+    """Reading and writing, with handles from before and anew: Unavailable, never another error; then all is as it was."""
+    rows, position = rows_of()
+    lake.commit("aggregates", rows, {0: position}, {0: -1})
+    used = lake if kept else other(lake)
+    table = Path(lake.location) / "aggregates"
+    place, _, how = damage.partition(" ")
+    path = {"parquet": next(table.glob("*/*.parquet")), "log": table / "_delta_log", "table": table}[place]
+    aside = path.rename(Path(lake.location) / "aside")
+    if how == "cut":
+        path.write_bytes(aside.read_bytes()[:100])
+    elif how == "garbage":
+        path.mkdir()
+        (path / "00000000000000000000.json").write_text("garbage")
+    with pytest.raises(Unavailable, match="table aggregates"):
+        used.last_rows([0], SEMANTICS)
+    if place != "parquet":  # an append reads none
+        with pytest.raises(Unavailable, match="table aggregates"):
+            other(lake).commit("aggregates", rows, {0: position + 1}, {0: position})
+    shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+    aside.rename(path)
+    assert used.last_rows([0], SEMANTICS)[0].height == 1
+    used.commit("aggregates", rows, {0: position + 1}, {0: position})
+    assert other(lake).counts()["windows"] == 2 * rows.height
+
+
+def test_a_table_that_is_gone_is_not_made_anew_beside_those_with_rows(lake):
+    """It would say that nothing ever was; where no table has rows, a start that broke off goes on."""
+    shutil.rmtree(Path(lake.location) / "series")
+    other(lake).create(SEMANTICS, 4)
+    rows, position = rows_of()
+    lake.commit("aggregates", rows, {0: position}, {0: -1})
+    shutil.rmtree(Path(lake.location) / "late")
+    with pytest.raises(Invalid, match="holds the table aggregates, but not late: bring it back, or choose another --data"):
+        other(lake).create(SEMANTICS, 4)
+
+
+def test_the_books_count_an_event_once_whose_entry_has_open_windows(lake, client):
+    """Of the two events of an entry that is not settled, one is a dead letter already and one is in an open window."""
+    client.xgroup_create(stream_key(0), GROUP, "0", mkstream=True)
+    client.hset(books_key(0), "accepted", 2)
+    names = [pa.array(["a", "a"]).dictionary_encode(), *(pa.array([text] * 2).dictionary_encode() for text in ("", "x", ""))]
+    times = pa.array([1_700_000_000_000_000, 1_600_000_000_000_000], pa.int64())
+    columns = [*names, pa.array([0, 0], pa.uint8()), pa.array([1.0, 2.0]), pa.nulls(2, pa.uint64()), times]
+    events = encode(pa.RecordBatch.from_arrays(columns, schema=EVENTS_ARROW))
+    client.xadd(stream_key(0), {"e": events, "n": 2, "x": b"", "m": 0})
+    (entry,) = Streams(client).peek(0, 0, 10)
+    _, output = step(State(), to_batch({0: [entry]}), RULES, SEMANTICS)
+    assert output.dead_letters["reason"].to_list() == ["too_late"]
+    lake.commit("dead_letters", output.dead_letters, {0: entry.id}, {0: -1})
+    books = balance(client, lake, SEMANTICS, 1)
+    assert (books["dead_lettered"], books["in_flight"], books["balanced"]) == (1, 1, True)
+
+
+def test_a_table_that_is_a_file_is_said_in_one_line_with_its_cause(lake):
+    table = Path(lake.location) / "aggregates"
+    shutil.rmtree(table)
+    table.write_text("x")
+    with pytest.raises(Unavailable) as told:
+        other(lake).exists()
+    assert "table aggregates" in str(told.value) and "Not a directory" in str(told.value)
+    assert str(told.value).isprintable()

@@ -163,3 +163,12 @@ def test_stream_ids_survive_the_way_through_an_integer(text):
 def test_a_sequence_beyond_its_bits_is_refused():
     with pytest.raises(Invalid, match="does not fit"):
         parse_id(b"1700000000000-1048576")
+
+
+@pytest.mark.parametrize("count", ["", "x", "-1", "1.5", "9" * 30, "\u0663"])
+def test_an_entry_whose_counts_are_no_numbers_is_read_all_the_same(stack, client, count):
+    """Something else wrote it: it must not end the worker that meets it, nor the next one."""
+    streams = Streams(client)
+    client.xadd(keys.stream_key(0), {"e": b"x", "n": count, "m": count})
+    (entry,) = streams.peek(0, 0, 10)
+    assert (entry.events, entry.event_count, entry.dead_letter_count) == (b"x", 0, 0)

@@ -25,6 +25,7 @@ import uvicorn
 
 from api import endpoint, ingest
 from api.app import bind, create_app
+from api.protocol import guarded
 from pipeline.core.partitions import partition_of
 from pipeline.errors import Invalid, Unavailable
 from pipeline.settings import Settings
@@ -104,7 +105,7 @@ class Api:
         self.url = f"http://127.0.0.1:{self.port}/v1/events"
         app = create_app(self.settings, store)
         self.ingest = app.state.ingest
-        self.server = uvicorn.Server(uvicorn.Config(app, log_level="critical", http="httptools", lifespan="on"))
+        self.server = uvicorn.Server(uvicorn.Config(app, log_level="critical", http=guarded(self.settings.request_seconds_max)))
         self.thread = threading.Thread(target=self.server.run, kwargs={"sockets": [listener]})
         self.thread.start()
         self.client = httpx.Client(base_url=f"http://127.0.0.1:{self.port}", timeout=10)
@@ -461,7 +462,7 @@ def test_the_examples_of_the_docs_work_and_need_no_other_host(api):
     assert "POST /v1/events" in page and "src=" not in page and "cdn" not in page
     document = api.client.get("/openapi.json").json()
     operation = document["paths"]["/v1/events"]["post"]
-    assert set(operation["responses"]) == {"202", "400", "413", "415", "422", "503"}
+    assert set(operation["responses"]) == {"202", "400", "408", "413", "415", "422", "431", "503"}
     tried = 0
     for media, content in operation["requestBody"]["content"].items():
         for example in content.get("examples", {}).values():

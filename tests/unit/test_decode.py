@@ -131,6 +131,7 @@ def test_a_compressed_body_that_is_cut_or_none_at_all(encoding):
         (b"{}", "", "br", (415, "unsupported_encoding", "content encoding 'br': send gzip, zstd or none")),
         (b'[{"device":', "application/json", "", (400, "bad_json", "Input data was truncated")),
         (b'[{"device":x}]', "application/json", "", (400, "bad_json", "JSON is malformed: invalid character (byte 11)")),
+        (b"huh\n5\n\xff", "application/x-ndjson", "", (400, "bad_json", "line 1: JSON is malformed: invalid character (byte 0)")),
         (b"huh\nmore", "application/x-ndjson", "", (400, "bad_json", "line 1: JSON is malformed: invalid character (byte 0)")),
         (b"[" * 100_000, "application/json", "", (400, "bad_json", "the body is nested too deeply")),
         (b"\xff\xff\xff\xff\x09\0\0\0", "", "", (400, "bad_arrow", "the body is not an Arrow IPC stream: a message ends too early")),
@@ -225,7 +226,7 @@ def test_the_number_of_events_is_bounded(form, limit):
 
 def test_a_body_of_very_many_tiny_values_is_refused_before_it_is_parsed():
     assert refusal(b"[" + b"{}," * 2_000_000 + b"{}]")[:2] == (413, "too_many_events")
-    assert refusal(b"[" + b"1," * 2_000_000 + b"1]")[:2] == (413, "too_many_events")
+    assert refusal(b"[" + b"1," * 2_000_000 + b"1]")[:2] == (413, "too_many_values")
 
 
 # ---- Arrow ---------------------------------------------------------------------------------------------------------------------
@@ -338,6 +339,40 @@ def test_a_view_column_that_shows_one_long_text_many_times_is_refused():
     views = pa.Array.from_buffers(pa.string_view(), 1000, [None, pa.py_buffer(view * 1000), pa.py_buffer(text)])
     views.validate(full=True)
     assert refusal(stream(device=views, metric=["m"] * 1000, value=[1.0] * 1000), ARROW)[:2] == (413, "body_too_large")
+
+
+@pytest.mark.parametrize("column", ["device", "interface", "kind", "timestamp", "tags"])
+@pytest.mark.parametrize("names", [1, 2])
+def test_a_dictionary_that_shows_one_long_text_many_times_is_refused(column, names):
+    """Repeated or not: somebody would write it out row by row."""
+    shared = pa.DictionaryArray.from_arrays(pa.array([0] * 1000, pa.int8()), pa.array(["x" * 100_000] * names))
+    columns = {"device": ["d"] * 1000, "metric": ["m"] * 1000, "value": [1.0] * 1000, column: shared}
+    assert refusal(stream(**columns), ARROW) == (413, "body_too_large", f"column {column!r} holds more than 67108864 bytes of text")
+
+
+def test_tags_are_bounded_also_where_no_buffer_bounds_them():
+    """A struct of null columns, a map whose keys share one text: millions of tags of hardly a byte."""
+    rows = {"device": ["d"] * 1000, "metric": ["m"] * 1000, "value": [1.0] * 1000}
+    wide = pa.StructArray.from_arrays([pa.nulls(1000)] * 2000, [f"t{i}" for i in range(2000)])
+    keys = pa.DictionaryArray.from_arrays(pa.array([0] * 2_000_000, pa.int8()), pa.array(["k"]))
+    long = pa.MapArray.from_arrays(pa.array([0] * 1000 + [2_000_000], pa.int32()), keys, pa.nulls(2_000_000))
+    shared = pa.DictionaryArray.from_arrays(pa.array([0] * 1000, pa.int8()), pa.array(["x" * 100_000]))
+    loud = pa.MapArray.from_arrays(pa.array(range(1001), pa.int32()), pa.array(["k"] * 1000), shared)
+    for tags, code in ((wide, "too_many_tags"), (long, "too_many_tags"), (loud, "body_too_large")):
+        assert refusal(stream(**rows, tags=tags), ARROW)[:2] == (413, code)
+
+
+def test_a_body_of_very_many_values_is_refused_before_they_are_made():
+    """Tags, unknown fields or array items: a minute of Python objects in a body that is allowed to be large."""
+    for unit in (b'"%d":""', b'{"device":"d","metric":"m","value":1,"x":[%d'):
+        body = b'{"device":"d","metric":"m","value":1,"tags":{' + b",".join(unit % i for i in range(1_600_001)) + b"}}"
+        assert refusal(body)[1] in ("too_many_values", "too_many_events")
+
+
+def test_an_event_of_very_many_tags_costs_itself_alone():
+    many = {**GOOD, "tags": {str(i): "" for i in range(1001)}}
+    body = decode(json.dumps([GOOD, many]).encode(), "application/json", "", LIMITS)
+    assert (body.count, [(each.index, each.field, each.reason) for each in body.refused]) == (1, [(1, "tags", "too_many")])
 
 
 def test_an_arrow_stream_that_is_cut_or_damaged_is_refused_and_never_crashes():

@@ -104,6 +104,10 @@ PATTERN = "must be a pattern or a list of patterns, not"
         # YAML itself
         ("rules:\n\t- name: a", "line 2: not YAML: found character '\\t' that cannot start any token"),
         ("rules: [", "line 1: not YAML: expected the node content, but found '<stream end>'"),
+        ("rules:\n- {name: a, metric: m, upper: {warning: 1}, overrides: [" + "{disabled: true}, " * 1000 + "]}",
+         "line 1: rules: has 1001 rules and overrides; 1000 are allowed"),
+        ("rules: [" + "a, " * 50_000 + "]", "line 1: the document holds more than any 1000 rules need"),
+        (rule("on: " + "x" * 1000, ANY), f"line 4: rules[0].on: must be event or window, not '{'x' * 100}...'"),
         ("rules: []\nrules: []", "line 2: rules: is there twice"),
         (rule(ANY, "metric: n"), "line 5: metric: is there twice"),
         (rule("upper: &u {warning: 1}", "lower: *u"), "line 5: *u: aliases are not supported"),

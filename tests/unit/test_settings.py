@@ -43,12 +43,54 @@ def complaints(monkeypatch, **variables: str) -> list[str]:
         ("PIPELINE_EMBEDDED_FSYNC", "never", "must be 'always' or 'everysec'"),
         ("PIPELINE_COUNTER_METRICS", "many", 'must be a JSON object, such as {"vendor-*-count": 32}'),
         ("PIPELINE_COUNTER_METRICS", "[1]", "must be a JSON object"),
+        ("PIPELINE_REDIS_TIMEOUT_SECONDS", "soon", "must be a number"),
     ],
 )
 def test_a_bad_value_is_said_in_one_line(monkeypatch, variable, value, said):
     (line,) = complaints(monkeypatch, **{variable: value})
     shown = "[1]" if value == "[1]" else value
     assert line == f"{variable}={shown}: {said}"
+
+
+def test_a_value_that_would_break_its_line_is_escaped_and_cut(monkeypatch):
+    (line,) = complaints(monkeypatch, PIPELINE_LEASE_MS="1\n2")
+    assert line == r"PIPELINE_LEASE_MS='1\n2': must be a whole number"
+    (line,) = complaints(monkeypatch, PIPELINE_LEASE_MS="x" * 1000)
+    assert line == f"PIPELINE_LEASE_MS={'x' * 100}...: must be a whole number"
+
+
+@pytest.mark.parametrize("json", ["[" * 100_000, '{"a":' * 100_000, '{"a": ' + "9" * 5000 + "}"])
+def test_json_that_no_parser_takes_is_no_json(monkeypatch, json):
+    (line,) = complaints(monkeypatch, PIPELINE_COUNTER_METRICS=json)
+    assert line.endswith('...: must be a JSON object, such as {"vendor-*-count": 32}')
+
+
+@pytest.mark.parametrize(
+    ("variable", "hint"),
+    [
+        ("PIPELINE_WINDOW_SECOND", "did you mean PIPELINE_WINDOW_SECONDS?"),
+        ("PIPELINE_WINDOWS_SECONDS", "did you mean PIPELINE_WINDOW_SECONDS?"),
+        ("pipeline_window", "did you mean PIPELINE_WINDOW_SECONDS?"),
+        ("PIPELINE_QUX", "the README lists those that there are"),
+    ],
+)
+def test_a_variable_that_is_no_setting_is_refused(monkeypatch, variable, hint):
+    """It would be ignored in silence, and its writer would believe in it."""
+    assert complaints(monkeypatch, **{variable: "5"}) == [f"{variable}: there is no such setting; {hint}"]
+
+
+@pytest.mark.parametrize(
+    ("variable", "value"),
+    [
+        ("PIPELINE_PARENT_PID", "1"), ("PIPELINE_IMAGE", "x"), ("PIPELINE_PORT", "tcp://10.0.0.1:80"),
+        ("PIPELINE_SERVICE_HOST", "10.0.0.1"),
+        ("PIPELINE_API_SERVICE_PORT_HTTP", "80"), ("PIPELINE_API_PORT_80_TCP_ADDR", "10.0.0.1"),
+    ],
+)  # fmt: skip
+def test_variables_that_others_set_are_let_be(monkeypatch, variable, value):
+    """The supervisor, docker compose, Kubernetes for services whose names begin like ours."""
+    monkeypatch.setenv(variable, value)
+    load()
 
 
 def test_several_bad_fields_are_several_lines(monkeypatch):

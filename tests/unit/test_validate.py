@@ -161,7 +161,7 @@ def test_an_exact_integer_stands_for_a_value():
 def test_tags_become_canonical_so_that_one_series_has_one_name():
     rows = taken(*(GOOD | {"tags": tags} for tags in ('{"b": "2", "a": "ü"}', '{"a":"\\u00fc","b":"2"}', None, "{}")))
     assert [row["tags"] for row in rows] == ['{"a":"ü","b":"2"}'] * 2 + ["", ""]
-    assert canonical_tags('{"a":' * 5000, LIMITS) == ("", "bad_tags")
+    assert canonical_tags('{"a":' * 5000, Limits()) == ("", "bad_tags")
 
 
 def test_a_dead_letter_is_the_event_as_json_so_that_it_can_be_sent_again():
@@ -183,3 +183,10 @@ def test_a_dead_letter_is_the_event_as_json_so_that_it_can_be_sent_again():
 def test_long_names_are_cut_in_dead_letters():
     letters = validate(raw([GOOD | {"device": "x" * 10_000}]), NOW, LIMITS._replace(dead_letter_chars_max=50)).refused
     assert letters["device"].to_list() == ["x" * 8] and letters["event"].str.len_chars().to_list() == [50]
+
+
+def test_a_tags_text_that_no_tags_need_is_not_read():
+    """It would be megabytes of JSON; those that fit are long before the bound, also when every character of theirs is escaped."""
+    most = json.dumps({chr(0x1F600 + i) * 256: chr(0x1F600 + i) * 256 for i in range(16)}, indent=4)
+    assert canonical_tags(most, Limits())[1] is None
+    assert canonical_tags("[" * 2 * 10**5, Limits()) == ("", "too_long")

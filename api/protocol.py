@@ -1,0 +1,125 @@
+"""HTTP/1.1 from strangers: Uvicorn's protocol with bounds on the head of a request and on the time it takes to arrive.
+
+A client that sends a head without end, or a body and never its last byte, would otherwise hold memory, or a share of what may
+be read at once, for as long as it likes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
+
+from api.models import Refusal
+
+HEAD_BYTES_MAX = 64 * 1024
+_EARNED = 9  # what a byte of a body gives back: itself, and the frame of a chunk that holds it alone
+
+
+def guarded(request_seconds: float) -> type[HttpToolsProtocol]:
+    """The protocol for requests that have to be here whole within so many seconds."""
+
+    class Guarded(_Guarded):
+        seconds = request_seconds
+
+    return Guarded
+
+
+class _Guarded(HttpToolsProtocol):
+    """What is no body is paid from a budget of `HEAD_BYTES_MAX`: head, chunk sizes and extensions, trailers."""
+
+    seconds: float
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self._budget = HEAD_BYTES_MAX
+        self._whole = False  # the newest request has arrived whole; before the first none has
+        self._timer: asyncio.TimerHandle | None = None
+        self._received = 0  # bytes of the piece at hand
+        self._active: RequestResponseCycle | None = None  # the request that is being answered; `cycle` is the newest
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self._timer = self.loop.call_later(self.seconds, self._late)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._disarm()
+        self.pipeline.clear()
+        if self._active is not None and not self._active.response_complete:  # Uvicorn tells the newest alone
+            self._active.disconnected = True
+            self._active.message_event.set()
+        super().connection_lost(exc)
+
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
+        self._active = cycle
+        super()._start_asgi_task(cycle, app)
+
+    def data_received(self, data: bytes) -> None:
+        self._received = len(data)
+        self._budget -= len(data)
+        super().data_received(data)
+        if self.transport.is_closing():
+            return
+        if self._budget < 0:
+            self._refuse(Refusal(431, "head_too_large", f"the head of the request is larger than {HEAD_BYTES_MAX} bytes"))
+        elif not self._whole:
+            if self._timer is None:
+                self._timer = self.loop.call_later(self.seconds, self._late)
+        elif self.cycle.response_complete and self.timeout_keep_alive_task is None:  # blank lines between requests
+            self.timeout_keep_alive_task = self.loop.call_later(self.timeout_keep_alive, self.timeout_keep_alive_handler)
+
+    def on_message_begin(self) -> None:
+        super().on_message_begin()
+        self._whole = False
+        self._budget = HEAD_BYTES_MAX + self._received  # a request may begin anywhere in the piece
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        if self.cycle is None or self.cycle.scope is not self.scope:  # else a trailer: nobody asked for it
+            super().on_header(name, value)
+
+    def on_body(self, body: bytes) -> None:
+        self._budget = min(HEAD_BYTES_MAX + self._received, self._budget + _EARNED * len(body))
+        super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        self._whole = True
+        self._budget = HEAD_BYTES_MAX + self._received
+        self._disarm()
+        super().on_message_complete()
+
+    def send_400_response(self, msg: str) -> None:
+        self._refuse(Refusal(400, "bad_request", "this is no HTTP/1.1 request that can be read"))
+
+    def _late(self) -> None:
+        self._timer = None
+        if self.transport.is_closing():
+            return
+        if self.flow.read_paused:  # it is us who don't read: an earlier request of the connection is being answered
+            self._timer = self.loop.call_later(self.seconds, self._late)
+            return
+        self._refuse(Refusal(408, "too_slow", f"the request did not arrive within {self.seconds:g} s"))
+
+    def _refuse(self, refusal: Refusal) -> None:
+        """Answer, and hang up. Whole requests before this one get their answers first, and this one none: nothing is out of order."""
+        active, newest = self._active, self.cycle
+        if active is not None and not active.response_complete and not (active is newest and newest.more_body):
+            newest.keep_alive = False
+            self.flow.pause_reading()
+            return
+        if newest is None or newest.response_complete or not newest.response_started:
+            body = refusal.body()
+            head = [STATUS_LINE[refusal.status], b"content-type: application/json\r\n", b"content-length: %d\r\n" % len(body)]
+            self.transport.write(b"".join([*head, b"connection: close\r\n\r\n", body]))
+        if newest is not None:
+            newest.disconnected = True
+            newest.message_event.set()
+        self.transport.close()
+
+    def _unsupported_upgrade_warning(self) -> None:
+        """Nothing: what a stranger wishes is no news for the log."""
+
+    def _disarm(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None

@@ -1,0 +1,82 @@
+"""How much an Arrow IPC payload says that it holds, read from its messages before pyarrow believes any of it.
+
+Walks the encapsulated messages of a stream (Arrow columnar format, "Encapsulated message format"); the messages of a file lie in
+it the same way, after its magic.
+"""
+
+from __future__ import annotations
+
+import struct
+
+_DICTIONARY_BATCH, _RECORD_BATCH = 2, 3  # MessageHeader of Arrow's Message.fbs
+_BUFFERS_MAX = 100_000
+
+
+def declared_bytes(payload: bytes) -> int:
+    """Bytes that its compressed buffers are to expand to. ValueError, struct.error: lengths that cannot be."""
+    at, end, total = 8 if payload[:6] == b"ARROW1" else 0, len(payload), 0
+    while at + 8 <= end:
+        mark, size = struct.unpack_from("<Ii", payload, at)
+        if mark != 0xFFFFFFFF:
+            raise ValueError("a message does not begin as it must")
+        at += 8
+        if size == 0:
+            return total
+        if size < 0 or at + size > end:
+            raise ValueError("a message ends too early")
+        table = at + _u32(payload, at)
+        body_bytes = _scalar(payload, table, 3, "<q")
+        body = at + size
+        if body_bytes < 0 or body + body_bytes > end:
+            raise ValueError("a message ends too early")
+        kind = _scalar(payload, table, 1, "<B")
+        if kind in (_RECORD_BATCH, _DICTIONARY_BATCH):
+            batch = _table(payload, table, 2)
+            if kind == _DICTIONARY_BATCH:
+                batch = _table(payload, batch, 1)
+            if _field(payload, batch, 3):  # compression
+                total += _expanded(payload, batch, body, body_bytes)
+        at = body + body_bytes
+    return total
+
+
+def _expanded(payload: bytes, batch: int, body: int, body_bytes: int) -> int:
+    vector = _table(payload, batch, 2)
+    count, total = _u32(payload, vector), 0
+    if count > _BUFFERS_MAX:
+        raise ValueError("a batch has too many buffers")
+    for number in range(count):
+        offset, length = struct.unpack_from("<qq", payload, vector + 4 + 16 * number)
+        if offset < 0 or length < 0 or offset + length > body_bytes:
+            raise ValueError("a buffer lies outside its message")
+        if length >= 8:
+            (plain,) = struct.unpack_from("<q", payload, body + offset)
+            if plain < -1:
+                raise ValueError("a buffer has a negative length")
+            total += max(plain, 0)
+    return total
+
+
+def _u32(payload: bytes, at: int) -> int:
+    return struct.unpack_from("<I", payload, at)[0]
+
+
+def _field(payload: bytes, table: int, number: int) -> int:
+    """Where field `number` of a flatbuffers table lies, or 0: it is absent."""
+    vtable = table - struct.unpack_from("<i", payload, table)[0]
+    if vtable < 0 or 4 + 2 * number >= struct.unpack_from("<H", payload, vtable)[0]:
+        return 0
+    offset = struct.unpack_from("<H", payload, vtable + 4 + 2 * number)[0]
+    return table + offset if offset else 0
+
+
+def _scalar(payload: bytes, table: int, number: int, form: str) -> int:
+    at = _field(payload, table, number)
+    return struct.unpack_from(form, payload, at)[0] if at else 0
+
+
+def _table(payload: bytes, table: int, number: int) -> int:
+    at = _field(payload, table, number)
+    if not at:
+        raise ValueError("a message lacks its content")
+    return at + _u32(payload, at)
