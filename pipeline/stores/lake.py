@@ -399,15 +399,21 @@ class Lake:
 
 
 _ACCEPTED = pl.col("reason") != "undecodable_entry"
-# Dictionaries of numbers are half the cost of a commit and gain nothing; compaction writes them for the names.
+# A commit is read once or twice before it is compacted: no dictionaries, and minima and maxima only of what queries name.
+# Both together were half of its cost.
+_NAMED_IN_QUERIES = ("partition", *SERIES_NAMES, "window_start", "event_time", "arrived", "received_at", "rule")
+_PLAIN = ColumnProperties(dictionary_enabled=False, statistics_enabled="NONE")
 _APPEND = WriterProperties(
-    compression="ZSTD", compression_level=1, default_column_properties=ColumnProperties(dictionary_enabled=False)
+    compression="ZSTD",
+    compression_level=1,
+    default_column_properties=_PLAIN,
+    column_properties=dict.fromkeys(_NAMED_IN_QUERIES, ColumnProperties(dictionary_enabled=False, statistics_enabled="CHUNK")),
 )
 _COMPACT = WriterProperties(
     compression="ZSTD",
     compression_level=3,
-    default_column_properties=ColumnProperties(dictionary_enabled=False),
-    column_properties=dict.fromkeys((*SERIES_NAMES, "quality", "rule"), ColumnProperties(dictionary_enabled=True)),
+    default_column_properties=_PLAIN,
+    column_properties=dict.fromkeys(_NAMED_IN_QUERIES, ColumnProperties(dictionary_enabled=True, statistics_enabled="CHUNK")),
 )
 
 
