@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: run test fuzz notebook lint clean
+.PHONY: run test fuzz bench notebook lint clean
 .DELETE_ON_ERROR:
 
 run: .venv/installed  ## the whole pipeline on this machine, with a simulated fleet; Ctrl-C stops it
@@ -14,6 +14,9 @@ test: .venv/installed-test  ## every test
 
 fuzz: .venv/installed-test  ## strangers at every door; ARGS="--minutes 10 --seed 3 --door bodies"
 	@$(BIN)/python -m tests.fuzz $(ARGS)
+
+bench: .venv/installed-test  ## cost and delays beside the limit of the machine, about 15 minutes; ARGS="w1 --repeats 3"
+	@$(BIN)/python -m benchmarks $(ARGS)
 
 notebook: .venv/installed-notebook  ## the notebooks, in a browser
 	$(BIN)/jupyter lab notebooks

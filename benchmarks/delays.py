@@ -1,0 +1,209 @@
+"""How long things take: an answer, an alert, a row in SQL, a recovery, a backlog, a query."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+
+from benchmarks.load import post_all, post_paced
+from benchmarks.system import System
+from benchmarks.workload import CONTENT_TYPES, Workload
+from pipeline.core.schema import AGGREGATES
+from pipeline.stores.catalog import open_catalog, write_catalog
+from pipeline.stores.lake import Lake
+from tests.harness import eventually
+
+HALF_LOAD_SECONDS = 30
+PROBE_SECONDS = 0.5
+HISTORY_SERIES, HISTORY_DAYS = 300, 30
+
+
+def _percentiles(seconds) -> dict:
+    return {f"p{share}": float(np.percentile(seconds, share)) for share in (50, 99)} | {"n": len(seconds)}
+
+
+def half_load(events_per_second: float, say) -> dict:
+    """At half of what the system takes: POST to answer, POST to the alert on the console, last row of a window to its row in SQL."""
+    folder = Path(tempfile.mkdtemp())
+    rate = events_per_second / 2
+    bodies = Workload(polls=int(rate * HALF_LOAD_SECONDS / 20_000)).bodies("json")
+    alerts: dict[str, float] = {}
+    sent: dict[str, float] = {}
+    try:
+        with System(folder, PIPELINE_WINDOW_SECONDS="10", PIPELINE_DISORDER_SECONDS="5") as system:
+            system.start(workers=2)
+            notifier = subprocess.Popen(
+                [sys.executable, "-u", "-m", "pipeline", "notify", "--json"], env=system.environment, stdout=subprocess.PIPE,
+                stderr=subprocess.DEVNULL, text=True, cwd=folder,
+            )  # fmt: skip
+            system.others.append(notifier)
+
+            def listen() -> None:
+                for line in notifier.stdout:
+                    alerts.setdefault(json.loads(line)["device"], time.time())
+
+            threading.Thread(target=listen, daemon=True).start()
+            over = threading.Event()
+
+            def probe() -> None:
+                """A new device above its threshold, and the next sample of one whose windows close as time goes."""
+                number = 0
+                while not over.wait(PROBE_SECONDS):
+                    now = time.time()
+                    number += 1
+                    sent[f"probe-{number}"] = now
+                    system.post([{"device": f"probe-{number}", "metric": "cpu_pct", "value": 99, "timestamp": int(now * 1000)},
+                                 {"device": "clock", "metric": "beat", "value": number, "timestamp": int(now * 1000)}])  # fmt: skip
+
+            visible: dict[float, float] = {}
+
+            def look() -> None:
+                write_catalog(folder / "data" / "catalog.duckdb")
+                with open_catalog(folder / "data") as connection:
+                    while not over.wait(0.2):
+                        rows = connection.execute("SELECT epoch(last_time) FROM aggregates_raw WHERE device = 'clock'").fetchall()
+                        for (last,) in rows:
+                            visible.setdefault(last, time.time())
+
+            threads = [threading.Thread(target=probe), threading.Thread(target=look)]
+            for thread in threads:
+                thread.start()
+            time.sleep(2)
+            took = post_paced(system.port, bodies, CONTENT_TYPES["json"], rate / 1000)
+            over.set()
+            for thread in threads:
+                thread.join()
+            time.sleep(2)
+        delays = [alerts[device] - at for device, at in sent.items() if device in alerts]
+        assert len(delays) > 0.9 * len(sent), f"{len(sent) - len(delays)} of {len(sent)} alerts are missing"
+        rows = [seen - last - 5 for last, seen in visible.items()]
+        found = {"events_per_second": rate, "answer_seconds": _percentiles(took), "alert_seconds": _percentiles(delays),
+                 "row_after_disorder_seconds": _percentiles(rows)}  # fmt: skip
+        answer, alert, row = (found[f"{name}_seconds"]["p99"] for name in ("answer", "alert", "row_after_disorder"))
+        say(f"at {rate:,.0f} events/s: p99 of answers {answer * 1e3:.0f} ms, of alerts {alert:.2f} s, of rows disorder + {row:.2f} s")
+        return found
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def write_history(system: System, series: int = HISTORY_SERIES, days: int = HISTORY_DAYS) -> int:
+    """A month of aggregates, a file a day, as compaction leaves them; the number of rows."""
+    lake = Lake(system.settings.lake)
+    lake.create(system.semantics, system.settings.partitions)
+    width = system.semantics.width
+    rows_a_day = 86_400_000_000 // width
+    names = pl.DataFrame({"device": [f"r-{n // 10:04d}" for n in range(series)], "interface": [f"eth{n % 10}" for n in range(series)]})
+    names = names.with_columns(metric=pl.lit("in_octets_rate"), tags=pl.lit(""))
+    last = datetime.now(UTC).replace(hour=0, minute=0, second=0, microsecond=0)
+    rng = np.random.default_rng(1)
+    for day in range(days, 0, -1):
+        start = int((last - timedelta(days=day)).timestamp() * 1e6)
+        windows = pl.DataFrame({"window": start + np.arange(rows_a_day) * width})
+        rows = names.join(windows, how="cross")
+        value = pl.Series(rng.lognormal(16, 1, rows.height))
+        rows = rows.with_columns(
+            partition=pl.lit(0), counter_bits=pl.lit(0), count=pl.lit(6), revision=pl.lit(False), repeated=pl.lit(0),
+            newest=pl.col("window") + width, arrived=pl.col("window") + width,
+            first_time=pl.col("window"), last_time=pl.col("window") + width - 1,
+            **{name: value for name in ("sum", "min", "max", "mean", "stddev", "first", "last", "p50", "p95", "p99")},
+        )  # fmt: skip
+        have = set(rows.columns)
+        frame = rows.select(pl.col(n).cast(t) if n in have else pl.lit(None, t).alias(n) for n, t in AGGREGATES.items())
+        lake.commit("aggregates", frame, {0: days - day + 1}, {0: days - day or -1})
+    lake.refresh_series(system.semantics)
+    return series * rows_a_day * days
+
+
+def recovery(say) -> dict:
+    """Kill -9 of one of two workers to all its partitions working again: with an empty lake, and with a month in it."""
+    found = {}
+    for name in ("empty", "month"):
+        folder = Path(tempfile.mkdtemp())
+        try:
+            with System(folder) as system:
+                rows = write_history(system) if name == "month" else 0
+                system.start(workers=2)
+                workload = Workload(polls=20)
+                post_all(system.port, workload.bodies("json"), CONTENT_TYPES["json"])
+                eventually(system.read_up, 60, "all is read")
+                victim = system.workers[0]
+                victim.send_signal(signal.SIGKILL)
+                began = time.perf_counter()
+                eventually(lambda: system.shares() == [system.settings.partitions], 60, "the other holds all")
+                post_all(system.port, workload.bodies("json")[:32], CONTENT_TYPES["json"])
+                eventually(system.read_up, 60, "what came after is read by the other")
+                found[name] = {"seconds": time.perf_counter() - began, "lease_seconds": system.settings.lease_ms / 1000, "rows": rows}
+                say(f"recovery with {rows:,} rows in the lake: {found[name]['seconds']:.2f} s, lease {found[name]['lease_seconds']:.0f} s")
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+    return found
+
+
+def backlog(repeats: int, say) -> dict:
+    """Two million events that wait: how fast one and two workers take them in."""
+    workload = Workload()
+    bodies = workload.bodies("arrow")
+    found: dict[int, float] = {}
+    for workers in (1, 2):
+        rates = []
+        for _ in range(repeats):
+            folder = Path(tempfile.mkdtemp())
+            try:
+                with System(folder, PIPELINE_LEASE_MS="60000") as system:  # they sleep, and are not replaced
+                    system.start(workers)
+                    for worker in system.workers:
+                        worker.send_signal(signal.SIGSTOP)
+                    post_all(system.port, bodies, CONTENT_TYPES["arrow"])
+                    began = time.perf_counter()
+                    for worker in system.workers:
+                        worker.send_signal(signal.SIGCONT)
+                    most = workload.events.height * 9 // 10  # the last windows stay open
+                    system.wait_committed(most)
+                    rates.append(most / (time.perf_counter() - began))
+            finally:
+                shutil.rmtree(folder, ignore_errors=True)
+        found[workers] = sorted(rates)[len(rates) // 2]
+        say(f"backlog, {workers} workers: {found[workers]:,.0f} events/s")
+    return found
+
+
+QUERIES = {
+    "newest windows of a device": "WHERE device = 'r-0003' AND date >= current_date - 2 ORDER BY window_start DESC LIMIT 20",
+    "a day of one series": "WHERE device = 'r-0003' AND interface = 'eth1' AND date = current_date - 3",
+    "top devices of a day": "SELECT device, max(p99) AS most WHERE date = current_date - 3 GROUP BY ALL ORDER BY most DESC LIMIT 10",
+    "a month of a device by the hour": "SELECT time_bucket(INTERVAL 1 HOUR, window_start), avg(mean) WHERE device = 'r-0003' GROUP BY ALL",
+    "count of a month": "SELECT count(*)",
+}
+
+
+def queries(say) -> dict:
+    """Milliseconds of queries over a month of aggregates, median of 5 in one open connection."""
+    folder = Path(tempfile.mkdtemp())
+    try:
+        system = System(folder)
+        rows = write_history(system)
+        write_catalog(folder / "data" / "catalog.duckdb")
+        found: dict = {"rows": rows, "milliseconds": {}}
+        with open_catalog(folder / "data") as connection:
+            for name, query in QUERIES.items():
+                took = []
+                for _ in range(5):
+                    began = time.perf_counter()
+                    connection.execute(f"FROM aggregates {query}").fetchall()
+                    took.append((time.perf_counter() - began) * 1000)
+                found["milliseconds"][name] = sorted(took)[2]
+                say(f"{name}: {found['milliseconds'][name]:.0f} ms over {rows:,} rows")
+        return found
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
