@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 import polars as pl
@@ -35,6 +35,24 @@ def to_batch(entries: Mapping[int, Sequence[Entry]]) -> Batch:
         pl.DataFrame({"partition": [p for p, _ in flat], "entry": [e.id for _, e in flat], "rows": event_rows}, schema=ENTRIES),
         dead,
     )
+
+
+def portions(entries: Mapping[int, Sequence[Entry]], rows_max: int) -> Iterator[dict[int, list[Entry]]]:
+    """Entries (partition -> in stream order) in portions of at most `rows_max` events, or of one entry that holds more.
+
+    What a step needs of memory goes by its rows, and an entry may hold one event or fifty thousand.
+    """
+    portion: dict[int, list[Entry]] = {}
+    rows = 0
+    for partition, found in entries.items():
+        for entry in found:
+            if portion and rows + entry.event_count > rows_max:
+                yield portion
+                portion, rows = {}, 0
+            portion.setdefault(partition, []).append(entry)
+            rows += entry.event_count
+    if portion:
+        yield portion
 
 
 def _decode(
