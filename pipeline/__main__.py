@@ -192,6 +192,7 @@ def _up(args: argparse.Namespace) -> int:
 
 
 def _worker(args: argparse.Namespace) -> int:
+    os.environ.setdefault("POLARS_MAX_THREADS", "1")  # more workers are more threads; Polars' own cost more than they save here
     from pipeline.worker import Worker
 
     _log_to_stderr()
