@@ -31,7 +31,7 @@ from pipeline.isolation import step_safely
 from pipeline.settings import Settings, backoff_seconds, semantics_of
 from pipeline.stores.alertlog import NAMED, AlertLog
 from pipeline.stores.connection import check_server, connect
-from pipeline.stores.entries import to_batch
+from pipeline.stores.entries import portions, to_batch
 from pipeline.stores.lake import Lake
 from pipeline.stores.leases import Leases
 from pipeline.stores.rulebook import Rulebook, read_document
@@ -214,10 +214,9 @@ class Worker:
                 output = replace(output, transitions=output.transitions.clear())
                 state = replace(state, active=self._numbered(alerts, state))
             self._keep(replace(output, **{table: getattr(output, table).clear() for table in has - {"alerts"}}), state)
-        while rest:
+        for portion in portions({partition: rest}, self._settings.step_rows_max):
             self._progress = time.monotonic()
-            part, rest = rest[: self._settings.read_entries_max], rest[self._settings.read_entries_max :]
-            state, output = step_safely(state, {partition: part}, self._rules, self._semantics)
+            state, output = step_safely(state, portion, self._rules, self._semantics)
             self._keep(output, state)
         self._state = self._state.with_partition(state)
 
@@ -248,8 +247,9 @@ class Worker:
         full = False
         if self._made_rows < self._settings.uncommitted_rows_max:
             entries, full = self._read()
-            if entries:
-                self._state, output = step_safely(self._state, entries, self._rules, self._semantics)
+            for portion in portions(entries, self._settings.step_rows_max):
+                self._progress = time.monotonic()
+                self._state, output = step_safely(self._state, portion, self._rules, self._semantics)
                 self._keep(output, self._state)
         self._raise_alerts()
         self._commit_when_due()
