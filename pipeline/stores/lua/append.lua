@@ -15,11 +15,12 @@ end
 if #repeated > 0 then
   return repeated
 end
+-- The first write must be one that adds: a full Redis refuses only that, and lets what follows a write pass.
+for i = 6, #ARGV do
+  redis.call('ZADD', KEYS[3], now, ARGV[i])
+end
 if #ARGV > 5 then
   redis.call('ZREMRANGEBYSCORE', KEYS[3], '-inf', now - ARGV[5])
-  for i = 6, #ARGV do
-    redis.call('ZADD', KEYS[3], now, ARGV[i])
-  end
 end
 redis.call('HINCRBY', KEYS[2], 'accepted', ARGV[2] + ARGV[4])
 return redis.call('XADD', KEYS[1], '*', 'e', ARGV[1], 'n', ARGV[2], 'x', ARGV[3], 'm', ARGV[4])
