@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: run test fuzz bench notebook lint clean
+.PHONY: run test chaos fuzz bench notebook lint clean
 .DELETE_ON_ERROR:
 
 run: .venv/installed  ## the whole pipeline on this machine, with a simulated fleet; Ctrl-C stops it
@@ -11,6 +11,9 @@ run: .venv/installed  ## the whole pipeline on this machine, with a simulated fl
 test: .venv/installed-test  ## every test
 	$(BIN)/ruff check .
 	$(BIN)/python -m pytest
+
+chaos: .venv/installed-test  ## break a real pipeline for two minutes, then look for every event; ARGS="--hours 1 --seed 7"
+	@$(BIN)/python -m tests.chaos $(ARGS)
 
 fuzz: .venv/installed-test  ## strangers at every door; ARGS="--minutes 10 --seed 3 --door bodies"
 	@$(BIN)/python -m tests.fuzz $(ARGS)

@@ -54,6 +54,7 @@ class Stack:
         self.redis_port = free_port()
         self.fsync = fsync
         self.redis: subprocess.Popen | None = None
+        self.redis_environment: dict[str, str] | None = None  # none: ours
         self.api: subprocess.Popen | None = None
         self.workers: list[subprocess.Popen] = []
         self.others: list[subprocess.Popen] = []
@@ -98,7 +99,7 @@ class Stack:
         self.redis = subprocess.Popen(
             [EmbeddedRedis.binary(), "--port", str(self.redis_port), "--bind", "127.0.0.1", "--dir", str(self.folder / "redis"),
              "--appendonly", "yes", "--appendfsync", self.fsync, "--save", "", "--maxmemory-policy", "noeviction"],
-            stdout=log, stderr=log, stdin=subprocess.DEVNULL,
+            stdout=log, stderr=log, stdin=subprocess.DEVNULL, env=self.redis_environment,
         )  # fmt: skip
         eventually(self._redis_answers, 20, "Redis answers")
 

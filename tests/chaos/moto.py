@@ -1,0 +1,16 @@
+"""`python -m tests.chaos.moto PORT`: moto's S3 server, without a line in the log for each request; it ends with its parent."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+
+from tests.chaos.process import die_with
+
+if __name__ == "__main__":
+    from moto.server import main
+
+    die_with(os.getppid())
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)
+    main(["-H", "127.0.0.1", "-p", sys.argv[1]])
