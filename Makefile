@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: run test chaos fuzz bench notebook lint clean
+.PHONY: run test chaos model fuzz bench notebook lint clean
 .DELETE_ON_ERROR:
 
 run: .venv/installed  ## the whole pipeline on this machine, with a simulated fleet; Ctrl-C stops it
@@ -14,6 +14,9 @@ test: .venv/installed-test  ## every test
 
 chaos: .venv/installed-test  ## break a real pipeline for two minutes, then look for every event; ARGS="--hours 1 --seed 7"
 	@$(BIN)/python -m tests.chaos $(ARGS)
+
+model: .venv/installed-test  ## schedules of faults by the thousand, in memory; ARGS="--schedules 10000 --seed 1"
+	@$(BIN)/python -m tests.simulation $(ARGS)
 
 fuzz: .venv/installed-test  ## strangers at every door; ARGS="--minutes 10 --seed 3 --door bodies"
 	@$(BIN)/python -m tests.fuzz $(ARGS)

@@ -13,9 +13,10 @@ import random
 import socket
 import threading
 import time
-from collections.abc import Iterable
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import replace
+from collections.abc import Callable, Iterable
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from functools import partial
 
 import polars as pl
 from apscheduler.schedulers.background import BackgroundScheduler
@@ -42,20 +43,49 @@ log = logging.getLogger("worker")
 _NO_ALERTS = NAMED.to_frame()
 
 
-class Worker:
-    """One worker process. `run` returns when `stop` was called and everything is handed over."""
+@dataclass(frozen=True)
+class Stores:
+    """What a worker remembers with. `lake` is the committer's, `reading_lake` recovery's: a handle is not for two threads."""
 
-    def __init__(self, settings: Settings, name: str | None = None) -> None:
+    streams: Streams
+    leases: Leases
+    alertlog: AlertLog
+    rulebook: Rulebook
+    lake: Lake
+    reading_lake: Lake
+    check: Callable[[], list[str]]  # whether the server will do; what there is to warn of
+
+
+def connected(settings: Settings, owner: str) -> Stores:
+    """The stores that the settings name."""
+    client = connect(settings.redis_url, settings.redis_timeout_seconds)
+    lakes = [Lake(settings.lake, settings.commit_retries_max) for _ in range(2)]
+    leases = Leases(client, owner, settings.lease_ms)
+    return Stores(Streams(client), leases, AlertLog(client), Rulebook(client), *lakes, partial(check_server, client))
+
+
+class Worker:
+    """One worker process. `run` returns when `stop` was called and everything is handed over.
+
+    `run` is `start`, `turn` again and again, and `leave`; who calls these instead, with a clock and stores of his own,
+    decides what happens when.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        name: str | None = None,
+        stores: Stores | None = None,
+        clock: Callable[[], float] = time.monotonic,
+        committer: Executor | None = None,
+    ) -> None:
         self.name = name or f"{socket.gethostname()}-{os.getpid()}-{random.getrandbits(32):08x}"
         self._settings = settings
         self._semantics = semantics_of(settings)
-        client = connect(settings.redis_url, settings.redis_timeout_seconds)
-        self._client = client
-        self._streams, self._alertlog = Streams(client), AlertLog(client)
-        self._leases = Leases(client, self.name, settings.lease_ms)
-        self._rulebook = Rulebook(client)
-        self._lake = Lake(settings.lake, settings.commit_retries_max)  # the committer's
-        self._reading_lake = Lake(settings.lake, settings.commit_retries_max)  # recovery's
+        self._stores = stores or connected(settings, self.name)
+        self._streams, self._leases, self._alertlog = self._stores.streams, self._stores.leases, self._stores.alertlog
+        self._rulebook, self._lake, self._reading_lake = self._stores.rulebook, self._stores.lake, self._stores.reading_lake
+        self._clock = clock
         self._rules = Rules()
         self._document: str | None = None  # the text of these rules: a Redis that lost its memory gets it back
         self._state = State()
@@ -64,8 +94,8 @@ class Worker:
         self._made_rows = 0
         self._lost: dict[int, tuple[int, str]] = {}  # partitions found fenced, by whichever thread: under which token, and why
         self._stopping = threading.Event()
-        self._progress = time.monotonic()
-        self._committer = ThreadPoolExecutor(1, "commit")
+        self._progress = self._clock()
+        self._committer = committer or ThreadPoolExecutor(1, "commit")
         self._commit: Future | None = None
         self._committed_at = self._member_at = self._ticked_at = 0.0
         self._members = 1
@@ -78,7 +108,7 @@ class Worker:
 
     def run(self) -> None:
         """Work until stopped. Invalid: settings, Redis or lake are such that no work is possible."""
-        self._start()
+        self.start()
         scheduler = BackgroundScheduler()
         scheduler.add_job(
             self._reload_rules, "interval", seconds=self._settings.rules_reload_seconds,
@@ -89,27 +119,28 @@ class Worker:
         renewer.start()
         try:
             while not self._stopping.is_set():
-                self._progress = time.monotonic()
+                self._progress = self._clock()
                 try:
-                    busy = self._turn()
+                    busy = self.turn()
                     self._failures = 0
                 except Unavailable as error:
                     self._back_off(error)
                     continue
                 if not busy:
                     self._stopping.wait(self._settings.poll_interval_ms / 1000)
-            self._leave()
+            self.leave()
         finally:
             scheduler.shutdown(wait=False)
             self._committer.shutdown(wait=False, cancel_futures=True)
 
     # Start, membership, recovery
 
-    def _start(self) -> None:
+    def start(self) -> None:
+        """Wait until Redis and the lake are there, agree with them, and have rules. Invalid: they are another's."""
         while not self._stopping.is_set():
-            self._progress = time.monotonic()
+            self._progress = self._clock()
             try:
-                for warning in check_server(self._client):
+                for warning in self._stores.check():
                     log.warning(warning)
                 self._streams.agree(self._settings.partitions)
                 self._lake.create(self._semantics, self._settings.partitions)
@@ -142,18 +173,21 @@ class Worker:
 
     def _renew(self) -> None:
         while not self._stopping.wait(self._settings.lease_ms / 4000):
-            if time.monotonic() - self._progress > self._settings.progress_timeout_seconds:
-                continue  # the main loop stands still: let the leases go to somebody who works
-            leases = {partition: holding.token for partition, holding in list(self._held.items())}
-            for partition, error in self._leases.renew(leases).items() if leases else ():
-                if isinstance(error, Fenced):
-                    self._lost[partition] = (leases[partition], str(error))
+            if self._clock() - self._progress <= self._settings.progress_timeout_seconds:
+                self.renew()  # else the main loop stands still: let the leases go to somebody who works
+
+    def renew(self) -> None:
+        """Renew the leases of all that is held, and note what turns out to be another's."""
+        leases = {partition: holding.token for partition, holding in list(self._held.items())}
+        for partition, error in self._leases.renew(leases).items() if leases else ():
+            if isinstance(error, Fenced):
+                self._lost[partition] = (leases[partition], str(error))
 
     def _membership(self) -> None:
         """Take and give back partitions, so that each live worker holds its fair share."""
-        if time.monotonic() - self._member_at < self._settings.lease_ms / 6000:
+        if self._clock() - self._member_at < self._settings.lease_ms / 6000:
             return
-        self._member_at = time.monotonic()
+        self._member_at = self._clock()
         workers = self._leases.heartbeat()
         self._members = len(workers)
         wanted = plan(self.name, workers, self._leases.holders(self._settings.partitions))
@@ -177,7 +211,7 @@ class Worker:
             raise
 
     def _recover_all(self, tokens: dict[int, int]) -> None:
-        began = time.monotonic()
+        began = self._clock()
         stood = {table: self._reading_lake.positions(table, tokens) for table in COMMIT_ORDER}
         last_rows = self._reading_lake.last_rows(tokens, self._semantics)
         for partition in tokens:
@@ -188,7 +222,7 @@ class Worker:
             except Fenced as error:
                 self._drop([partition], str(error))
         names = ", ".join(map(str, sorted(self._held)))
-        log.info("took %d partitions in %.2f s; holding %s", len(tokens), time.monotonic() - began, names)
+        log.info("took %d partitions in %.2f s; holding %s", len(tokens), self._clock() - began, names)
 
     def _recover_one(self, partition: int, holding: Holding, last_rows: pl.DataFrame) -> None:
         position = holding.tables["aggregates"]
@@ -215,7 +249,7 @@ class Worker:
                 state = replace(state, active=self._numbered(alerts, state))
             self._keep(replace(output, **{table: getattr(output, table).clear() for table in has - {"alerts"}}), state)
         for portion in portions({partition: rest}, self._settings.step_rows_max):
-            self._progress = time.monotonic()
+            self._progress = self._clock()
             state, output = step_safely(state, portion, self._rules, self._semantics)
             self._keep(output, state)
         self._state = self._state.with_partition(state)
@@ -224,7 +258,7 @@ class Worker:
         """All pending entries of a partition: delivered to a holder before, and not settled."""
         entries: list[Entry] = []
         while True:
-            self._progress = time.monotonic()
+            self._progress = self._clock()
             after = entries[-1].id if entries else 0
             reply = self._streams.read({partition: token}, self._settings.read_entries_max, {partition: after})[partition]
             if isinstance(reply, PipelineError):
@@ -240,7 +274,7 @@ class Worker:
 
     # The turn of the main loop
 
-    def _turn(self) -> bool:
+    def turn(self) -> bool:
         """One round: membership, read, step, alerts, commit. True: there was as much as could be read, go on at once."""
         self._drop_lost()
         self._membership()
@@ -248,7 +282,7 @@ class Worker:
         if self._made_rows < self._settings.uncommitted_rows_max:
             entries, full = self._read()
             for portion in portions(entries, self._settings.step_rows_max):
-                self._progress = time.monotonic()
+                self._progress = self._clock()
                 self._state, output = step_safely(self._state, portion, self._rules, self._semantics)
                 self._keep(output, self._state)
         self._raise_alerts()
@@ -332,9 +366,9 @@ class Worker:
 
     def _tick_when_due(self) -> None:
         interval = self._settings.tick_interval_seconds
-        if time.monotonic() - self._ticked_at < interval / 2:
+        if self._clock() - self._ticked_at < interval / 2:
             return
-        self._ticked_at = time.monotonic()
+        self._ticked_at = self._clock()
         for partition, holding in self._held.items():
             try:
                 self._streams.tick(partition, holding.token, int(interval * 1000))
@@ -351,9 +385,9 @@ class Worker:
             self._finish_commit()
         # With many writers each waits longer: a commit's time grows with the number of those beside it.
         interval = self._settings.commit_interval_ms / 1000 * max(1.0, self._members / 4)
-        if time.monotonic() - self._committed_at < interval or not self._held or self._lost:
+        if self._clock() - self._committed_at < interval or not self._held or self._lost:
             return
-        self._committed_at = time.monotonic()
+        self._committed_at = self._clock()
         self._commit = self._committer.submit(self._commit_until_done, self._snapshot())
 
     def _finish_commit(self) -> None:
@@ -436,9 +470,9 @@ class Worker:
         self._made_rows = sum(rows.height for frames in self._made.values() for rows in frames)
 
     def _wait_for_commit(self) -> None:
-        deadline = time.monotonic() + self._settings.shutdown_timeout_seconds
-        while self._commit is not None and not self._commit.done() and time.monotonic() < deadline:
-            self._progress = time.monotonic()
+        deadline = self._clock() + self._settings.shutdown_timeout_seconds
+        while self._commit is not None and not self._commit.done() and self._clock() < deadline:
+            self._progress = self._clock()
             time.sleep(0.005)
         if self._commit is not None and self._commit.done():
             self._finish_commit()
@@ -462,7 +496,8 @@ class Worker:
             except (Fenced, Unavailable) as error:
                 log.warning("released nothing: %s", error)
 
-    def _leave(self) -> None:
+    def leave(self) -> None:
+        """Hand over all that is held, and say goodbye."""
         log.info("handing over %d partitions", len(self._held))
         try:
             self._drop_lost()

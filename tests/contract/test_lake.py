@@ -13,12 +13,14 @@ import pytest
 from pipeline.books import balance
 from pipeline.core.batch import State, step
 from pipeline.core.recovery import LAST_ROWS
+from pipeline.core.semantics import NEVER
 from pipeline.errors import Fenced, Invalid, Unavailable
 from pipeline.stores.codec import EVENTS_ARROW, encode
 from pipeline.stores.connection import GROUP, books_key, stream_key
 from pipeline.stores.entries import to_batch
 from pipeline.stores.lake import TABLES, Lake
 from pipeline.stores.streams import Streams
+from pipeline.testing import MemoryLake, MemoryTables
 from tests.properties.test_step import RULES, SEMANTICS, batch
 
 
@@ -35,20 +37,32 @@ def lake(tmp_path):
     return made
 
 
+@pytest.fixture(params=["delta", "memory"])
+def writers(request, tmp_path):
+    """A maker of writers of one lake, real or in memory: each is another process'."""
+    if request.param == "memory":
+        tables = MemoryTables()
+        return lambda: MemoryLake(tables)
+    Lake(str(tmp_path / "lake")).create(SEMANTICS, 4)
+    return lambda: Lake(str(tmp_path / "lake"))
+
+
 def other(lake):
     return Lake(lake.location)
 
 
-def test_rows_and_positions_are_one_commit(lake):
+def test_rows_and_positions_are_one_commit(writers):
+    lake = writers()
     rows, position = rows_of()
     lake.commit("aggregates", rows, {0: position}, {0: -1})
-    assert other(lake).positions("aggregates", range(2)) == {0: position, 1: -1}
-    assert other(lake).counts()["aggregated"] == rows["count"].sum()
+    assert writers().positions("aggregates", range(2)) == {0: position, 1: -1}
+    assert writers().counts()["aggregated"] == rows["count"].sum()
 
 
-def test_a_writer_that_is_behind_is_fenced_and_writes_nothing(lake):
+def test_a_writer_that_is_behind_is_fenced_and_writes_nothing(writers):
     """Also from a handle opened before the other commit, and with a position that is larger than the other's."""
-    zombie = other(lake)
+    lake = writers()
+    zombie = writers()
     zombie.positions("aggregates", range(4))
     rows, position = rows_of()
     lake.commit("aggregates", rows, {0: position}, {0: -1})
@@ -56,19 +70,41 @@ def test_a_writer_that_is_behind_is_fenced_and_writes_nothing(lake):
         with pytest.raises(Fenced, match="another worker has written"):
             zombie.commit("aggregates", rows, {0: at}, {0: -1})
         with pytest.raises(Fenced):
-            other(lake).commit("aggregates", rows, {0: at}, {0: -1})
+            writers().commit("aggregates", rows, {0: at}, {0: -1})
     assert lake.counts()["windows"] == rows.height
 
 
-def test_writers_of_other_partitions_do_not_hinder_each_other(lake):
+def test_writers_of_other_partitions_do_not_hinder_each_other(writers):
+    lake = writers()
     rows, position = rows_of()
     more, position_1 = rows_of(device="b", partition=1)
-    second = other(lake)
+    second = writers()
     second.positions("aggregates", range(4))
     lake.commit("aggregates", rows, {0: position}, {0: -1})
     second.commit("aggregates", more, {1: position_1}, {1: -1})
     lake.commit("aggregates", rows, {0: position + 1}, {0: position})
     assert lake.positions("aggregates", range(2)) == {0: position + 1, 1: position_1}
+
+
+def test_last_rows_are_the_newest_of_each_series(writers):
+    """Also of a series of which only late rows are there: its last sample is unknown, its device's time is not."""
+    lake, position = writers(), -1
+    for start in (1_700_000_300, 1_700_000_000):
+        rows, _ = rows_of(start)
+        lake.commit("aggregates", rows, {0: position + 1}, {0: position})
+        position += 1
+    revision = rows.head(1).with_columns(revision=True, metric=pl.lit("y").cast(pl.Categorical), newest=pl.col("newest") + 7)
+    lake.commit("aggregates", revision, {0: position + 1}, {0: position})
+    found = {row["metric"]: row for row in writers().last_rows([0, 1], SEMANTICS)[0].to_dicts()}
+    newest, _ = rows_of(1_700_000_300)
+    last = newest.sort("window").to_dicts()[-1]
+    assert {name: found["x"][name] for name in ("last", "last_time", "newest", "arrived")} == {
+        name: last[name] for name in ("last", "last_time", "newest", "arrived")
+    }
+    assert found["x"]["closed_to"] == last["window"] + SEMANTICS.width
+    assert found["y"]["last"] is None and found["y"]["closed_to"] == NEVER and found["y"]["newest"] == revision["newest"][0]
+    assert writers().last_rows([1], SEMANTICS)[1].is_empty()
+    assert writers().accounted([0, 1]) == {0: int(2 * newest["count"].sum() + revision["count"][0]), 1: 0}
 
 
 def test_a_lost_reply_is_settled_by_comparison(lake, monkeypatch):

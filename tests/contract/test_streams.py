@@ -6,11 +6,11 @@ import asyncio
 
 import pytest
 
-from pipeline.errors import Fenced, Invalid, Unavailable
+from pipeline.errors import Invalid, Unavailable
 from pipeline.stores import connection as keys
 from pipeline.stores.connection import check_server, connect_async, format_id, parse_id
 from pipeline.stores.leases import Leases
-from pipeline.stores.streams import Appender, Group, Repeated, Settlement, Streams
+from pipeline.stores.streams import Appender, Group, Repeated, Streams
 
 
 def append(stack, *groups):
@@ -77,87 +77,6 @@ def test_an_idempotency_key_is_appended_once_per_partition(stack, client):
     assert again[0] == Repeated((b"k" * 16,))
     assert isinstance(again[1], int)  # the other partition has not seen it
     assert Streams(client).accepted(0) == 1
-
-
-def test_a_zombie_changes_nothing(stack, client):
-    """Read, settle, tick, renew and release of an older token are refused, and leave everything as it was."""
-    leases, streams = Leases(client, "a", 60_000), Streams(client)
-    old = held(client)
-    append(stack, group())
-    client.delete(keys.lease_key(0))  # it expired
-    new = Leases(client, "b", 60_000).acquire(0)
-    assert new > old
-    assert isinstance(streams.read({0: old}, 10, {})[0], Fenced)
-    assert isinstance(streams.settle({0: Settlement(old, [1 << 20], 5 << 20)})[0], Fenced)
-    with pytest.raises(Fenced, match=f"fencing token {old} is behind {new}"):
-        streams.tick(0, old, 0)
-    assert isinstance(leases.renew({0: old})[0], Fenced)
-    with pytest.raises(Fenced):
-        leases.release(0, old)
-    (entry,) = streams.read({0: new}, 10, {})[0]
-    assert entry.events == b"payload"
-
-
-def test_the_next_holder_reads_the_pending_entries_as_its_own(stack, client):
-    token, streams = held(client), Streams(client)
-    ids = [append(stack, group())[0] for _ in range(3)]
-    assert [entry.id for entry in streams.read({0: token}, 10, {})[0]] == ids
-    assert not streams.settle({0: Settlement(token, [ids[0]], ids[1])})
-    client.delete(keys.lease_key(0))
-    other = Leases(client, "b", 60_000).acquire(0)
-    assert streams.read({0: other}, 10, {})[0] == []  # nothing new
-    assert [entry.id for entry in streams.read({0: other}, 10, {0: 0})[0]] == ids[1:]
-
-
-def test_settling_trims_only_what_lies_before_the_oldest_unsettled(stack, client):
-    token, streams = held(client), Streams(client)
-    ids = [append(stack, group())[0] for _ in range(4)]
-    streams.read({0: token}, 3, {})
-    streams.settle({0: Settlement(token, [ids[0], ids[2]], ids[1])})
-    assert [entry.id for entry in streams.peek(0, 0, 10)] == ids[1:]
-    assert [entry.id for entry in streams.outstanding(0)] == [ids[1], ids[3]]
-
-
-def test_ids_and_tokens_never_run_backwards_over_a_redis_that_lost_its_memory(stack, client):
-    """The stream begins again behind the committed position, even one ahead of the clock."""
-    token = held(client)
-    (before,) = append(stack, group())
-    ahead = before + (3_600_000 << 20)
-    client.flushall()
-    client.set(keys.PARTITIONS, 2)
-    newer = held(client, position=ahead)
-    assert newer > token
-    (after,) = append(stack, group())
-    assert after > ahead
-    assert [entry.id for entry in Streams(client).read({0: newer}, 10, {})[0]] == [after]
-
-
-def test_a_tick_comes_only_where_nothing_came(stack, client):
-    token, streams = held(client), Streams(client)
-    append(stack, group())
-    streams.tick(0, token, 60_000)
-    assert len(streams.peek(0, 0, 10)) == 1
-    streams.tick(0, token, 0)
-    assert streams.peek(0, 0, 10)[1].event_count == 0
-
-
-def test_a_deleted_entry_is_told_as_lost(stack, client):
-    """Redis hands a pending entry that was deleted out as nil."""
-    token, streams = held(client), Streams(client)
-    (entry,) = append(stack, group())
-    streams.read({0: token}, 10, {})
-    client.xdel(keys.stream_key(0), format_id(entry))
-    assert [found.lost for found in streams.read({0: token}, 10, {0: 0})[0]] == [True]
-
-
-def test_a_lease_expires_and_members_are_forgotten(client):
-    leases = Leases(client, "a", 50)
-    assert leases.acquire(0) is not None and Leases(client, "b", 50).acquire(0) is None
-    assert leases.heartbeat() == ["a"]
-    client.pexpire(keys.lease_key(0), 1)
-    while leases.holders(1)[0] is not None:
-        pass
-    assert Leases(client, "b", 50).acquire(0) is not None
 
 
 def test_start_refuses_a_redis_that_may_evict(client):

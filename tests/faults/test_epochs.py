@@ -40,7 +40,7 @@ def append(stack, *moments: int) -> None:
 def holder(stack, name: str) -> Worker:
     """A worker that has taken all partitions and waits for nobody: its turns are ours to call."""
     worker = Worker(stack.settings, name)
-    worker._start()
+    worker.start()
     worker._membership()
     worker._committed_at = time.monotonic()  # no commit of its own accord
     return worker
@@ -53,7 +53,7 @@ def test_what_a_refused_commit_holds_is_never_settled(stack):
     second = holder(stack, "second")
     append(stack, 1_700_000_000, 1_700_000_005, 1_700_000_031, 1_700_000_062)  # closes windows
     stood = stack.lake().positions("aggregates", [PARTITION])[PARTITION]
-    second._turn()
+    second.turn()
     assert second._made_rows > 0
     stack.lake().commit("aggregates", AGGREGATES.to_frame(), {PARTITION: stood + 1}, {PARTITION: stood})  # the zombie's
 
@@ -66,7 +66,7 @@ def test_what_a_refused_commit_holds_is_never_settled(stack):
     assert Streams(stack.client).outstanding(PARTITION)[: len(waiting)] == waiting, "entries were settled that no table has"
 
     third = holder(stack, "third")
-    third._turn()
+    third.turn()
     if PARTITION in third._held:
         third._hand_over(list(third._held))
     assert stack.books()["balanced"]
@@ -76,11 +76,11 @@ def test_what_redis_delivers_again_is_not_applied_again(stack):
     """A Redis that failed over may have forgotten what it delivered; what was applied is known by its position."""
     worker = holder(stack, "only")
     append(stack, 1_700_000_000, 1_700_000_005, 1_700_000_031)
-    worker._turn()
+    worker.turn()
     before = (worker._state.open.height, worker._made_rows)
     stack.client.xgroup_setid(stream_key(PARTITION), GROUP, "0")
     append(stack, 1_700_000_032)
-    worker._turn()
+    worker.turn()
     assert (worker._state.open.height, worker._made_rows) == (before[0] + 1, before[1])
     worker._hand_over(list(worker._held))
     books = stack.books()
@@ -91,7 +91,7 @@ def test_nothing_is_committed_past_a_commit_that_was_given_up(stack, monkeypatch
     """At a stop the lake is away, the commit in flight is given up, and the lake is back for the last one: that must not come."""
     worker = holder(stack, "leaving")
     append(stack, 1_700_000_000, 1_700_000_005, 1_700_000_031)
-    worker._turn()
+    worker.turn()
     assert worker._made_rows > 0
     real = worker._lake.commit
     monkeypatch.setattr(worker._lake, "commit", away)
@@ -104,7 +104,7 @@ def test_nothing_is_committed_past_a_commit_that_was_given_up(stack, monkeypatch
     entries, _ = worker._read()
     worker._state, output = step_safely(worker._state, entries, worker._rules, worker._semantics)
     worker._keep(output, worker._state)
-    worker._leave()
+    worker.leave()
     assert stack.lake().counts()["windows"] == 0, "a later commit came without the rows of the one before"
     books = stack.books()
     assert books["balanced"] and books["in_flight"] == 4

@@ -1,0 +1,371 @@
+"""The stores in memory, beside the real ones under the same contract, and faults to order: whole runs in milliseconds.
+
+`MemoryRedis` and `MemoryLake` are what outlives a process; the classes named after the real stores are one process's ends of
+them. Every call goes over that process's `Wire`, where a plan can refuse it, lose its reply, or end the process.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import polars as pl
+
+from pipeline.core.recovery import LAST_ROWS
+from pipeline.core.schema import SERIES_NAMES, entry_id, split_entry_id
+from pipeline.core.semantics import NEVER, Semantics
+from pipeline.errors import Fenced, Invalid, PipelineError, Unavailable
+from pipeline.stores.alertlog import NAMED
+from pipeline.stores.lake import TABLES
+from pipeline.stores.rulebook import Version
+from pipeline.stores.streams import Entry, Settlement
+
+
+class Crash(BaseException):
+    """The process ends here, as by kill -9."""
+
+
+@dataclass
+class Wire:
+    """The calls of one process to its stores. `bend` makes one of the next go wrong."""
+
+    calls: int = 0
+    _at: int = -1
+    _how: str = ""
+
+    def bend(self, after_calls: int, how: str) -> None:
+        """The call after so many others is "refused", its reply "lost", or the process "dies before" or "dies after" it."""
+        self._at, self._how = self.calls + after_calls, how
+
+    def call(self, effect: Callable, *arguments: object) -> object:
+        """Make a call. Unavailable, or Crash, by plan."""
+        how = self._how if self.calls == self._at else ""
+        self.calls += 1
+        if how == "refused":
+            raise Unavailable("the store is away")
+        if how == "dies before":
+            raise Crash
+        found = effect(*arguments)
+        if how == "lost":
+            raise Unavailable("the reply got lost")
+        if how == "dies after":
+            raise Crash
+        return found
+
+
+@dataclass
+class _Stream:
+    entries: dict[int, Entry] = field(default_factory=dict)  # by id, growing
+    last: int = 0
+    delivered: int = 0
+    pending: list[int] = field(default_factory=list)
+
+
+@dataclass
+class MemoryRedis:
+    """What a Redis holds. `now_ms` is its clock, moved by hand, either way."""
+
+    now_ms: int = 1_700_000_000_000
+    partitions: int | None = None
+    streams: dict[int, _Stream] = field(default_factory=dict)
+    accepted: dict[int, int] = field(default_factory=dict)
+    leases: dict[int | str, tuple[int, str, int]] = field(default_factory=dict)  # token, owner, until
+    fences: dict[int | str, int] = field(default_factory=dict)
+    members: dict[str, int] = field(default_factory=dict)
+    alerts: dict[int, tuple[int, pl.DataFrame]] = field(default_factory=dict)
+    transitions: dict[int, list[dict]] = field(default_factory=dict)
+    documents: list[str] = field(default_factory=list)
+    appended: dict[int, list[Entry]] = field(default_factory=dict)  # all there ever was, for an oracle
+
+    def append(self, partition: int, events: bytes = b"", event_count: int = 0) -> int:
+        """What the API does: the id of the new entry. Unavailable: nobody has opened the stream."""
+        if partition not in self.streams:
+            raise Unavailable("NOSTREAM")
+        stream = self.streams[partition]
+        stream.last = max(entry_id(self.now_ms, 0), stream.last + 1)
+        stream.entries[stream.last] = Entry(stream.last, events, event_count)
+        self.appended.setdefault(partition, []).append(stream.entries[stream.last])
+        self.accepted[partition] = self.accepted.get(partition, 0) + event_count
+        return stream.last
+
+    def holder(self, partition: int | str) -> tuple[int, str] | None:
+        """(token, owner) of the lease that runs now."""
+        token, owner, until = self.leases.get(partition, (0, "", 0))
+        return (token, owner) if until > self.now_ms else None
+
+    def fence(self, partition: int, token: int) -> None:
+        """Fenced unless this is the token of the lease that runs."""
+        current = self.holder(partition)
+        if current is None or current[0] != token:
+            raise Fenced(partition, f"fencing token {token} is behind {current[0] if current else 'none'}")
+
+
+def _each(effect: Callable, keys: Iterable[int]) -> dict[int, object]:
+    """The effect on each; what it raises stands in its place."""
+    found: dict[int, object] = {}
+    for key in keys:
+        try:
+            found[key] = effect(key)
+        except PipelineError as error:
+            found[key] = error
+    return found
+
+
+class MemoryStreams:
+    """`stores.streams.Streams`, the holder's end."""
+
+    def __init__(self, redis: MemoryRedis, wire: Wire | None = None) -> None:
+        self._redis = redis
+        self._wire = wire or Wire()
+
+    def agree(self, partitions: int) -> None:
+        if self._redis.partitions is None:
+            self._redis.partitions = partitions
+        if self._redis.partitions != partitions:
+            raise Invalid(f"this Redis holds streams of {self._redis.partitions} partitions, not PIPELINE_PARTITIONS={partitions}")
+
+    def open(self, partition: int, token: int, position: int, accepted: int) -> bool:
+        return self._wire.call(self._open, partition, token, position, accepted)
+
+    def _open(self, partition: int, token: int, position: int, accepted: int) -> bool:
+        self._redis.fence(partition, token)
+        if partition in self._redis.streams:
+            return False
+        last = position if split_entry_id(max(position, 0))[0] >= self._redis.now_ms else 0
+        self._redis.streams[partition] = _Stream(last=last, delivered=max(position, 0))
+        self._redis.accepted[partition] = accepted
+        return True
+
+    def exists(self, partition: int) -> bool:
+        return self._wire.call(lambda: partition in self._redis.streams)
+
+    def read(self, leases: Mapping[int, int], count: int, after: Mapping[int, int | None]) -> dict[int, list[Entry] | PipelineError]:
+        def one(partition: int) -> list[Entry]:
+            self._redis.fence(partition, leases[partition])
+            stream = self._redis.streams.get(partition)
+            if stream is None:
+                raise Fenced(partition, "its stream is gone: Redis lost its memory")
+            if after.get(partition) is not None:
+                ids = [entry for entry in stream.pending if entry > after[partition]][:count]
+                return [stream.entries.get(entry, Entry(entry, lost=True)) for entry in ids]
+            new = [entry for number, entry in stream.entries.items() if number > stream.delivered][:count]
+            if new:
+                stream.delivered = new[-1].id
+                stream.pending += [entry.id for entry in new]
+            return new
+
+        try:
+            return self._wire.call(_each, one, leases)
+        except Unavailable as error:
+            return dict.fromkeys(leases, error)
+
+    def settle(self, settlements: Mapping[int, Settlement]) -> dict[int, PipelineError]:
+        def one(partition: int) -> None:
+            token, settled, trim_before = settlements[partition]
+            self._redis.fence(partition, token)
+            stream, gone = self._redis.streams[partition], set(settled)
+            stream.pending = [entry for entry in stream.pending if entry not in gone]
+            stream.entries = {number: entry for number, entry in stream.entries.items() if number >= trim_before}
+
+        try:
+            results = self._wire.call(_each, one, settlements)
+        except Unavailable as error:
+            return dict.fromkeys(settlements, error)
+        return {partition: error for partition, error in results.items() if error is not None}
+
+    def tick(self, partition: int, token: int, interval_ms: int) -> None:
+        self._wire.call(self._tick, partition, token, interval_ms)
+
+    def _tick(self, partition: int, token: int, interval_ms: int) -> None:
+        self._redis.fence(partition, token)
+        if self._redis.now_ms - split_entry_id(self._redis.streams[partition].last)[0] >= interval_ms:
+            self._redis.append(partition)
+
+    def peek(self, partition: int, after: int, count: int) -> list[Entry]:
+        return [entry for number, entry in self._redis.streams[partition].entries.items() if number > after][:count]
+
+    def outstanding(self, partition: int) -> list[Entry]:
+        stream = self._redis.streams.get(partition, _Stream())
+        return [entry for number, entry in stream.entries.items() if number in stream.pending or number > stream.delivered]
+
+    def accepted(self, partition: int) -> int:
+        return self._redis.accepted.get(partition, 0)
+
+
+class MemoryLeases:
+    """`stores.leases.Leases`."""
+
+    def __init__(self, redis: MemoryRedis, owner: str, ttl_ms: int, wire: Wire | None = None) -> None:
+        self._redis, self._owner, self._ttl_ms = redis, owner, ttl_ms
+        self._wire = wire or Wire()
+
+    def heartbeat(self, *, leaving: bool = False) -> list[str]:
+        return self._wire.call(self._heartbeat, leaving)
+
+    def _heartbeat(self, leaving: bool) -> list[str]:
+        now = self._redis.now_ms
+        members = {name: at for name, at in self._redis.members.items() if name != self._owner and at > now - self._ttl_ms}
+        self._redis.members = members if leaving else {**members, self._owner: now}
+        return sorted(self._redis.members)
+
+    def holders(self, partitions: int) -> dict[int, str | None]:
+        found = {partition: self._redis.holder(partition) for partition in range(partitions)}
+        return self._wire.call(lambda: {partition: held[1] if held else None for partition, held in found.items()})
+
+    def acquire(self, partition: int | str) -> int | None:
+        return self._wire.call(self._acquire, partition)
+
+    def _acquire(self, partition: int | str) -> int | None:
+        if self._redis.holder(partition) is not None:
+            return None
+        token = max(self._redis.fences.get(partition, 0) + 1, self._redis.now_ms)
+        self._redis.fences[partition] = token
+        self._redis.leases[partition] = (token, self._owner, self._redis.now_ms + self._ttl_ms)
+        return token
+
+    def renew(self, leases: Mapping[int | str, int]) -> dict[int | str, PipelineError]:
+        def one(partition: int | str) -> None:
+            self._redis.fence(partition, leases[partition])
+            self._redis.leases[partition] = (leases[partition], self._owner, self._redis.now_ms + self._ttl_ms)
+
+        try:
+            results = self._wire.call(_each, one, leases)
+        except Unavailable as error:
+            return dict.fromkeys(leases, error)
+        return {partition: error for partition, error in results.items() if error is not None}
+
+    def release(self, partition: int | str, token: int) -> None:
+        self._wire.call(self._release, partition, token)
+
+    def _release(self, partition: int | str, token: int) -> None:
+        self._redis.fence(partition, token)
+        del self._redis.leases[partition]
+
+
+class MemoryAlertLog:
+    """`stores.alertlog.AlertLog`."""
+
+    def __init__(self, redis: MemoryRedis, wire: Wire | None = None) -> None:
+        self._redis = redis
+        self._wire = wire or Wire()
+
+    def load(self, partition: int) -> tuple[int, pl.DataFrame]:
+        return self._wire.call(lambda: self._redis.alerts.get(partition, (-1, NAMED.to_frame())))
+
+    def apply(
+        self, partition: int, token: int, position: int, before: pl.DataFrame, after: pl.DataFrame, transitions: Sequence[dict]
+    ) -> None:
+        self._wire.call(self._apply, partition, token, position, before, after, transitions)
+
+    def _apply(
+        self, partition: int, token: int, position: int, before: pl.DataFrame, after: pl.DataFrame, transitions: Sequence[dict]
+    ) -> None:
+        self._redis.fence(partition, token)
+        stands, known = self._redis.alerts.get(partition, (-1, NAMED.to_frame()))
+        if position <= stands:
+            return
+        key = ["rule", *SERIES_NAMES]
+        changed = after.join(before, on=[*key, "severity", "firing"], how="anti").select(list(NAMED))
+        touched = pl.concat([changed.select(key), before.join(after, on=key, how="anti").select(key)])
+        kept = known.join(touched, on=key, how="anti", maintain_order="left")
+        self._redis.alerts[partition] = (position, pl.concat([kept, changed]))
+        self._redis.transitions.setdefault(partition, []).extend(transitions)
+
+    def standing(self, partitions: Iterable[int]) -> pl.DataFrame:
+        return pl.concat([self._redis.alerts.get(partition, (-1, NAMED.to_frame()))[1] for partition in partitions])
+
+
+class MemoryRulebook:
+    """What a worker asks of `stores.rulebook.Rulebook`."""
+
+    def __init__(self, redis: MemoryRedis, default: str = "rules: []\n") -> None:
+        self._redis, self._default = redis, default
+
+    def version(self) -> int:
+        return len(self._redis.documents)
+
+    def get(self) -> Version:
+        return Version(len(self._redis.documents), self._redis.documents[-1], "", 0)
+
+    def set_default(self) -> None:
+        if not self._redis.documents:
+            self._redis.documents.append(self._default)
+
+    def restore(self, document: str) -> None:
+        if not self._redis.documents:
+            self._redis.documents.append(document)
+
+
+@dataclass
+class MemoryTables:
+    """What the tables of a lake hold: rows as the core makes them, and each partition's position in each table."""
+
+    rows: dict[str, list[pl.DataFrame]] = field(default_factory=lambda: {name: [] for name in TABLES})
+    positions: dict[tuple[str, int], int] = field(default_factory=dict)
+
+    def table(self, name: str) -> pl.DataFrame | None:
+        """All rows of a table; None: it has none."""
+        return pl.concat(self.rows[name]) if self.rows[name] else None
+
+
+class MemoryLake:
+    """`stores.lake.Lake`: what a worker asks of it."""
+
+    def __init__(self, tables: MemoryTables, wire: Wire | None = None) -> None:
+        self._tables = tables
+        self._wire = wire or Wire()
+
+    def create(self, semantics: Semantics, partitions: int) -> None:
+        """They are there."""
+
+    def positions(self, table: str, partitions: Iterable[int]) -> dict[int, int]:
+        wanted = list(partitions)
+        return self._wire.call(lambda: {partition: self._tables.positions.get((table, partition), -1) for partition in wanted})
+
+    def commit(self, table: str, rows: pl.DataFrame, positions: Mapping[int, int], expected: Mapping[int, int]) -> None:
+        self._wire.call(self._commit, table, rows, positions, expected)
+
+    def _commit(self, table: str, rows: pl.DataFrame, positions: Mapping[int, int], expected: Mapping[int, int]) -> None:
+        for partition in positions:
+            found = self._tables.positions.get((table, partition), -1)
+            if found != expected[partition]:
+                raise Fenced(partition, f"the lake stands at position {found}, not at {expected[partition]}: another worker has written")
+        self._tables.rows[table].append(rows)
+        self._tables.positions.update({(table, partition): position for partition, position in positions.items()})
+
+    def last_rows(self, partitions: Iterable[int], semantics: Semantics) -> dict[int, pl.DataFrame]:
+        wanted = sorted(partitions)
+        return self._wire.call(lambda: {partition: self._last_rows(partition, semantics) for partition in wanted})
+
+    def _last_rows(self, partition: int, semantics: Semantics) -> pl.DataFrame:
+        rows = self._tables.table("aggregates")
+        rows = None if rows is None else rows.filter(pl.col("partition") == partition)
+        if rows is None or rows.is_empty():
+            return LAST_ROWS.to_frame()
+        key = list(SERIES_NAMES)
+        base = rows.filter(~pl.col("revision")).sort("window", maintain_order=True).group_by(key, maintain_order=True)
+        base = base.agg(pl.col("last", "last_exact", "last_time").last(), closed_to=pl.col("window").max() + semantics.width)
+        seen = rows.group_by(key, maintain_order=True).agg(pl.col("newest", "arrived").max())
+        joined = seen.join(base, on=key, how="left", maintain_order="left").with_columns(pl.col("closed_to").fill_null(NEVER))
+        return joined.select(pl.col(name).cast(dtype) for name, dtype in LAST_ROWS.items())
+
+    def counts(self) -> dict[str, int]:
+        """As the real lake's, for the books."""
+        found = {"aggregated": 0, "late": 0, "repeated": 0, "windows": 0}
+        if (rows := self._tables.table("aggregates")) is not None:
+            base, revisions = rows.filter(~pl.col("revision")), rows.filter("revision")
+            found = {"aggregated": base["count"].sum(), "late": revisions["count"].sum(), "repeated": rows["repeated"].sum(),
+                     "windows": base.height}  # fmt: skip
+        counts = {name: 0 if (rows := self._tables.table(name)) is None else rows.height for name in ("dead_letters", "anomalies")}
+        return {**found, "dead_lettered": counts["dead_letters"], "anomalies": counts["anomalies"]}
+
+    def accounted(self, partitions: Iterable[int]) -> dict[int, int]:
+        found = dict.fromkeys(partitions, 0)
+        if (rows := self._tables.table("aggregates")) is not None:
+            sums = rows.group_by("partition").agg(pl.col("count").sum() + pl.col("repeated").sum())
+            found |= {partition: count for partition, count in sums.iter_rows() if partition in found}
+        if (rows := self._tables.table("dead_letters")) is not None:
+            for partition, count in rows.group_by("partition").len().iter_rows():
+                found[partition] = found.get(partition, 0) + count
+        return found
+

@@ -1,0 +1,206 @@
+"""What a holder may count on, of streams, leases and alerts: the real server and its twin under the same suite."""
+
+from __future__ import annotations
+
+import polars as pl
+import pytest
+
+from pipeline.errors import Fenced, Unavailable
+from pipeline.stores.alertlog import NAMED
+from pipeline.stores.streams import Settlement
+from tests.contract.worlds import MemoryWorld, RedisWorld
+
+NONE = NAMED.to_frame()
+
+
+@pytest.fixture(params=["redis", "memory"])
+def world(request):
+    if request.param == "memory":
+        return MemoryWorld()
+    return RedisWorld(request.getfixturevalue("stack"), request.getfixturevalue("client"))
+
+
+@pytest.fixture
+def token(world):
+    return world.leases("holder").acquire(0)
+
+
+def held(world, owner="a", partition=0, position=-1):
+    token = world.leases(owner).acquire(partition)
+    world.streams().open(partition, token, position, 0)
+    return token
+
+
+def test_nothing_is_appended_before_a_holder_has_opened_the_partition(world):
+    with pytest.raises(Unavailable):
+        world.append()
+    held(world)
+    assert world.append() < world.append()
+    assert world.streams().accepted(0) == 2
+
+
+def test_a_zombie_changes_nothing(world):
+    """Read, settle, tick, renew and release of an older token are refused, and leave everything as it was."""
+    leases, streams = world.leases("a"), world.streams()
+    old = held(world)
+    world.append()
+    world.expire(0)  # it expired
+    new = world.leases("b").acquire(0)
+    assert new > old
+    assert isinstance(streams.read({0: old}, 10, {})[0], Fenced)
+    assert isinstance(streams.settle({0: Settlement(old, [1 << 20], 5 << 20)})[0], Fenced)
+    with pytest.raises(Fenced, match=f"fencing token {old} is behind {new}"):
+        streams.tick(0, old, 0)
+    assert isinstance(leases.renew({0: old})[0], Fenced)
+    with pytest.raises(Fenced):
+        leases.release(0, old)
+    (entry,) = streams.read({0: new}, 10, {})[0]
+    assert entry.events == b"payload"
+
+
+def test_the_next_holder_reads_the_pending_entries_as_its_own(world):
+    token, streams = held(world), world.streams()
+    ids = [world.append() for _ in range(3)]
+    assert [entry.id for entry in streams.read({0: token}, 10, {})[0]] == ids
+    assert not streams.settle({0: Settlement(token, [ids[0]], ids[1])})
+    world.expire(0)
+    other = world.leases("b").acquire(0)
+    assert streams.read({0: other}, 10, {})[0] == []  # nothing new
+    assert [entry.id for entry in streams.read({0: other}, 10, {0: 0})[0]] == ids[1:]
+
+
+def test_settling_trims_only_what_lies_before_the_oldest_unsettled(world):
+    token, streams = held(world), world.streams()
+    ids = [world.append() for _ in range(4)]
+    streams.read({0: token}, 3, {})
+    streams.settle({0: Settlement(token, [ids[0], ids[2]], ids[1])})
+    assert [entry.id for entry in streams.peek(0, 0, 10)] == ids[1:]
+    assert [entry.id for entry in streams.outstanding(0)] == [ids[1], ids[3]]
+
+
+def test_ids_and_tokens_never_run_backwards_over_a_redis_that_lost_its_memory(world):
+    """The stream begins again behind the committed position, even one ahead of the clock."""
+    token = held(world)
+    before = world.append()
+    ahead = before + (3_600_000 << 20)
+    world.forget()
+    newer = held(world, position=ahead)
+    assert newer > token
+    after = world.append()
+    assert after > ahead
+    assert [entry.id for entry in world.streams().read({0: newer}, 10, {})[0]] == [after]
+
+
+def test_a_tick_comes_only_where_nothing_came(world):
+    token, streams = held(world), world.streams()
+    world.append()
+    streams.tick(0, token, 60_000)
+    assert len(streams.peek(0, 0, 10)) == 1
+    streams.tick(0, token, 0)
+    assert streams.peek(0, 0, 10)[1].event_count == 0
+
+
+def test_a_deleted_entry_is_told_as_lost(world):
+    """Redis hands a pending entry that was deleted out as nil."""
+    token, streams = held(world), world.streams()
+    entry = world.append()
+    streams.read({0: token}, 10, {})
+    world.lose(0, entry)
+    assert [found.lost for found in streams.read({0: token}, 10, {0: 0})[0]] == [True]
+
+
+def test_a_lease_expires_and_members_are_forgotten(world):
+    leases = world.leases("a", 50)
+    assert leases.acquire(0) is not None and world.leases("b", 50).acquire(0) is None
+    assert leases.heartbeat() == ["a"]
+    world.expire(0)
+    assert world.leases("b", 50).acquire(0) is not None
+
+
+def alert(device: str = "r1", **changed: object) -> dict:
+    return {
+        "device": device, "interface": 'eth0/1 "up"', "metric": "in-octets", "tags": '{"site":"zürich"}', "rule": "high",
+        "severity": 1, "firing": True, "since": 1_700_000_000_000_000, "time": 1_700_000_000_000_001, "value": 0.1 + 0.2, "bound": 5.0,
+        **changed,
+    }  # fmt: skip
+
+
+def frame(*alerts: dict) -> pl.DataFrame:
+    return pl.DataFrame(list(alerts), schema=NAMED)
+
+
+def test_states_load_back_equal(world, token):
+    """Every column to the last bit, names with quotes and umlauts, missing bounds: recovery goes on from them."""
+    log = world.alertlog()
+    stands = frame(alert(), alert("r2", firing=False, bound=None), alert("r1", rule="low", severity=2, value=-1e300))
+    log.apply(0, token, 7 << 20, NONE, stands, [])
+    position, found = world.alertlog().load(0)
+    assert position == 7 << 20
+    assert found.sort("rule", pl.col("device").cast(pl.String)).equals(stands.sort("rule", pl.col("device").cast(pl.String)))
+
+
+def test_nothing_was_ever_raised(world):
+    position, found = world.alertlog().load(0)
+    assert (position, found.height, found.schema) == (-1, 0, NAMED)
+    assert world.alertlog().standing([0, 1]).is_empty()
+
+
+def test_states_come_change_and_go(world, token):
+    """A state that stays as it is need not be told again; one that is gone is forgotten."""
+    log = world.alertlog()
+    first = frame(alert("r1"), alert("r2"))
+    log.apply(0, token, 1, NONE, first, [])
+    second = frame(alert("r1", severity=2, value=9.0), alert("r3"))
+    log.apply(0, token, 2, first, second, [])
+    position, found = log.load(0)
+    assert position == 2
+    assert sorted(found.select("device", "severity", "value").rows()) == [("r1", 2, 9.0), ("r3", 1, 0.1 + 0.2)]
+    log.apply(0, token, 3, second, NONE, [])
+    assert log.load(0)[1].is_empty()
+
+
+def test_a_replay_changes_nothing(world, token):
+    """The same position again, or an older one, from a holder that starts from an older commit: no second transition."""
+    log = world.alertlog()
+    stands = frame(alert())
+    log.apply(0, token, 100, NONE, stands, [{"phase": "firing", "n": 1}])
+    for position in (100, 99, 9, 20):
+        log.apply(0, token, position, stands, NONE, [{"phase": "resolved", "n": 2}])
+    assert world.transitions() == [{"phase": "firing", "n": 1}]
+    assert log.load(0)[0] == 100 and log.load(0)[1].height == 1
+    log.apply(0, token, 1000, stands, NONE, [{"phase": "resolved", "n": 3}])
+    assert [found["n"] for found in world.transitions()] == [1, 3]
+
+
+def test_a_position_is_compared_as_a_number(world, token):
+    """Of any length, and beyond what a Lua number holds: 2**62 and its successor differ."""
+    log = world.alertlog()
+    for n, position in enumerate((9, 10, 2**62, 2**62 + 1)):
+        log.apply(0, token, position, NONE, NONE, [{"n": n}])
+    assert [found["n"] for found in world.transitions()] == [0, 1, 2, 3]
+
+
+def test_a_zombie_raises_nothing(world, token):
+    """Its transitions are not published, its states not written, the position stays."""
+    log = world.alertlog()
+    log.apply(0, token, 1, NONE, frame(alert()), [{"n": 1}])
+    world.expire(0)
+    newer = world.leases("next").acquire(0)
+    with pytest.raises(Fenced, match=f"partition 0: fencing token {token} is behind {newer}"):
+        log.apply(0, token, 2, frame(alert()), NONE, [{"n": 2}])
+    world.expire(0)
+    with pytest.raises(Fenced, match="is behind none"):
+        log.apply(0, newer, 2, frame(alert()), NONE, [{"n": 3}])
+    assert world.transitions() == [{"n": 1}] and log.load(0)[0] == 1 and log.load(0)[1].height == 1
+
+
+def test_partitions_are_apart(world, token):
+    log = world.alertlog()
+    other = world.leases("holder").acquire(1)
+    log.apply(0, token, 5, NONE, frame(alert("r1")), [{"n": 0}])
+    log.apply(1, other, 3, NONE, frame(alert("r2")), [{"n": 1}])
+    assert (log.load(0)[0], log.load(1)[0]) == (5, 3)
+    assert sorted(log.standing([0, 1])["device"].cast(pl.String)) == ["r1", "r2"]
+    assert [found["n"] for found in world.transitions()] == [0, 1]
+
+

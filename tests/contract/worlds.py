@@ -1,0 +1,91 @@
+"""What the holder's stores have in common, real and in memory: one suite asks both the same."""
+
+from __future__ import annotations
+
+import asyncio
+
+from pipeline.errors import Unavailable
+from pipeline.stores import connection as keys
+from pipeline.stores.alertlog import AlertLog, AlertReader
+from pipeline.stores.connection import connect_async, format_id
+from pipeline.stores.leases import Leases
+from pipeline.stores.streams import Appender, Group, Streams
+from pipeline.testing import MemoryAlertLog, MemoryLeases, MemoryRedis, MemoryStreams
+
+
+class RedisWorld:
+    """A real server, empty but for the number of partitions."""
+
+    def __init__(self, stack, client) -> None:
+        self.stack, self.client = stack, client
+
+    def leases(self, owner: str, ttl_ms: int = 60_000) -> Leases:
+        return Leases(self.client, owner, ttl_ms)
+
+    def streams(self) -> Streams:
+        return Streams(self.client)
+
+    def alertlog(self) -> AlertLog:
+        return AlertLog(self.client)
+
+    def append(self, partition: int = 0) -> int:
+        """An entry of one event; its id. Unavailable where nobody has opened the stream."""
+
+        async def run():
+            appender = Appender(connect_async(self.stack.settings.redis_url, 5), 2, 300)
+            try:
+                return await appender.append([Group(partition, b"payload", 1, b"", 0, ())])
+            finally:
+                await appender.close()
+
+        (entry,) = asyncio.run(run())
+        if isinstance(entry, Unavailable):
+            raise entry
+        return entry
+
+    def expire(self, partition: int) -> None:
+        """The lease of a partition runs out."""
+        self.client.delete(keys.lease_key(partition))
+
+    def forget(self) -> None:
+        """The server loses its memory."""
+        self.client.flushall()
+        self.client.set(keys.PARTITIONS, 2)
+
+    def lose(self, partition: int, entry: int) -> None:
+        """Somebody deletes an entry."""
+        self.client.xdel(keys.stream_key(partition), format_id(entry))
+
+    def transitions(self) -> list[dict]:
+        return AlertReader.all_transitions(self.client, 2)
+
+
+class MemoryWorld:
+    """The twins."""
+
+    def __init__(self) -> None:
+        self.redis = MemoryRedis(partitions=2)
+
+    def leases(self, owner: str, ttl_ms: int = 60_000) -> MemoryLeases:
+        return MemoryLeases(self.redis, owner, ttl_ms)
+
+    def streams(self) -> MemoryStreams:
+        return MemoryStreams(self.redis)
+
+    def alertlog(self) -> MemoryAlertLog:
+        return MemoryAlertLog(self.redis)
+
+    def append(self, partition: int = 0) -> int:
+        return self.redis.append(partition, b"payload", 1)
+
+    def expire(self, partition: int) -> None:
+        del self.redis.leases[partition]
+
+    def forget(self) -> None:
+        self.redis = MemoryRedis(now_ms=self.redis.now_ms + 1, partitions=2)
+
+    def lose(self, partition: int, entry: int) -> None:
+        del self.redis.streams[partition].entries[entry]
+
+    def transitions(self) -> list[dict]:
+        return [each for _, found in sorted(self.redis.transitions.items()) for each in found]

@@ -1,0 +1,55 @@
+"""`python -m tests.simulation`: so many schedules of faults, in the order of a seed. Exit code 1: one of them ended wrong."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import random
+import sys
+import time
+
+os.environ.setdefault("POLARS_MAX_THREADS", "1")
+
+from hypothesis import HealthCheck, Phase, settings
+from hypothesis import seed as seeded
+from hypothesis.stateful import run_state_machine_as_test
+
+from tests.simulation import machine
+
+STEPS = 30
+CHUNK = 200  # schedules between two lines of progress
+
+
+def main() -> int:
+    """Run the machine, a chunk of schedules at a time, each from its own seed."""
+    parser = argparse.ArgumentParser(prog="python -m tests.simulation", description=__doc__)
+    parser.add_argument("--schedules", type=int, default=1000)
+    parser.add_argument("--seed", type=int, help="of the schedules (default: any, printed)")
+    options = parser.parse_args()
+    seed = options.seed if options.seed is not None else random.randrange(1 << 30)
+    print(f"seed {seed}: {options.schedules:,} schedules of up to {STEPS} steps", flush=True)
+    began, done = time.monotonic(), 0
+    while done < options.schedules:
+        chunk = min(CHUNK, options.schedules - done)
+        try:
+            run(seed + done, chunk)
+        except Exception as error:
+            print(f"FAILED after schedule {done:,}: replay with --seed {seed + done} --schedules {chunk}\n{error}", flush=True)
+            return 1
+        done += chunk
+        faults = ", ".join(f"{count:,} {name}" for name, count in sorted(machine.faults_seen.items()))
+        print(f"{done:,} schedules, {done / (time.monotonic() - began):.1f} a second: all ended as the oracle says; {faults}", flush=True)
+    return 0
+
+
+def run(seed: int, schedules: int) -> None:
+    """So many schedules from a seed. Any error: one of them ended wrong, and the falsifying steps are printed."""
+    chosen = settings(
+        max_examples=schedules, stateful_step_count=STEPS, deadline=None, database=None, phases=[Phase.generate],
+        suppress_health_check=list(HealthCheck), print_blob=True,
+    )  # fmt: skip
+    run_state_machine_as_test(seeded(seed)(type("Schedules", (machine.Machine,), {})), settings=chosen)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

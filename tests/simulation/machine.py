@@ -1,0 +1,280 @@
+"""Workers, their faults and time, as a state machine: hypothesis chooses what happens next, the end must be the oracle's.
+
+What is real: the worker, its recovery, its commits, the core. What is in memory: the stores, whose contract the twins share
+with the real ones. Rules do not change here: which version judges an event depends on when a worker looks, which no stream holds.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Callable
+from concurrent.futures import Executor, Future
+
+import polars as pl
+import pyarrow as pa
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
+
+from pipeline.core.batch import State, step
+from pipeline.core.schema import SERIES_NAMES, split_entry_id
+from pipeline.errors import Fenced, Unavailable
+from pipeline.settings import load, semantics_of
+from pipeline.stores.codec import EVENTS_ARROW, encode
+from pipeline.stores.entries import to_batch
+from pipeline.stores.rulebook import read_document
+from pipeline.testing import (
+    Crash,
+    MemoryAlertLog,
+    MemoryLake,
+    MemoryLeases,
+    MemoryRedis,
+    MemoryRulebook,
+    MemoryStreams,
+    MemoryTables,
+    Wire,
+)
+from pipeline.worker import Stores, Worker
+from tests.oracle import Oracle
+
+S = 1_000_000
+SETTINGS = load(
+    partitions=2, window_seconds=10, disorder_seconds=4, idle_after_seconds=12, lateness_max_seconds=60, tick_interval_seconds=5,
+    open_rows_max=25, commit_interval_ms=1, lease_ms=3000, read_entries_max=3, backoff_max_seconds=0.001, step_rows_max=8,
+)  # fmt: skip
+SEMANTICS = semantics_of(SETTINGS)
+RULES = """
+rules:
+  - {name: high, metric: x, upper: {warning: 5, critical: 7, clear: 3}, for: 2s}
+  - {name: low, metric: "*", lower: {critical: 2}}
+  - {name: mean, metric: "*", on: window, statistic: mean, upper: {warning: 4}}
+"""
+DEVICES = {"a": 0, "b": 0, "c": 1}  # device -> partition
+PROCESSES_MAX = 3
+faults_seen: Counter[str] = Counter()  # over all schedules of this process
+
+
+class _Later(Future):
+    """A commit that is made when it is looked at for the nth time: so it may land after much else has happened."""
+
+    def __init__(self, work: Callable, looks: int) -> None:
+        super().__init__()
+        self._work, self._looks = work, looks
+
+    def done(self) -> bool:
+        if not super().done():
+            if self._looks <= 0:
+                self.set_result(self._work())
+            self._looks -= 1
+        return super().done()
+
+
+class _Committer(Executor):
+    looks = 0  # of the next commit
+
+    def submit(self, work: Callable, *arguments: object) -> Future:
+        return _Later(lambda: work(*arguments), self.looks)
+
+
+class Process:
+    """One worker, with the wire to its stores."""
+
+    def __init__(self, name: str, redis: MemoryRedis, tables: MemoryTables, clock: Callable[[], float]) -> None:
+        self.wire, self.committer, self.frozen = Wire(), _Committer(), False
+        wire = self.wire
+        stores = Stores(
+            MemoryStreams(redis, wire), MemoryLeases(redis, name, SETTINGS.lease_ms, wire), MemoryAlertLog(redis, wire),
+            MemoryRulebook(redis, RULES), MemoryLake(tables, wire), MemoryLake(tables, wire), list,
+        )  # fmt: skip
+        self.worker = Worker(SETTINGS, name, stores, clock, self.committer)
+
+
+def _payload(rows: list[tuple[str, str, int, int]]) -> bytes:
+    device, metric, time, value = zip(*rows, strict=True)
+    blank = [""] * len(rows)
+    names = [pa.array(list(texts)).dictionary_encode() for texts in (device, blank, metric, blank)]
+    rest = [pa.array([64] * len(rows), pa.uint8()), pa.array([float(v) for v in value]), pa.nulls(len(rows), pa.uint64())]
+    return encode(pa.RecordBatch.from_arrays([*names, *rest, pa.array([t * S for t in time], pa.int64())], schema=EVENTS_ARROW))
+
+
+class Machine(RuleBasedStateMachine):
+    """Any events, any processes, any of their calls going wrong, any clock."""
+
+    @initialize()
+    def begin(self) -> None:
+        logging.getLogger("worker").setLevel(logging.CRITICAL)
+        self.redis, self.tables, self.seconds = MemoryRedis(), MemoryTables(), 1000.0
+        self.processes: list[Process] = []
+        self.started, self.sent = 0, {partition: [] for partition in range(SETTINGS.partitions)}
+        self.rows: dict[int, list] = {}  # entry id and partition -> rows
+        self.join()
+        self.work(0)
+
+    def _pick(self, number: int) -> Process:
+        return self.processes[number % len(self.processes)]
+
+    def _now(self) -> int:
+        return self.redis.now_ms // 1000
+
+    def _run(self, process: Process, act: Callable[[], object]) -> None:
+        """Let a process act; it may die of it."""
+        try:
+            act()
+        except (Unavailable, Fenced):
+            faults_seen["away"] += 1
+        except Crash:
+            faults_seen["crash"] += 1
+            self.processes.remove(process)
+
+    @rule(
+        rows=st.lists(
+            st.tuples(st.sampled_from("abc"), st.sampled_from("xy"), st.sampled_from((0, 0, 1, 3, 6, 15, 30, 90, -20)), st.integers(1, 9)),
+            min_size=1, max_size=8,
+        )
+    )  # fmt: skip
+    def send(self, rows: list) -> None:
+        now = self._now()
+        for partition in range(SETTINGS.partitions):
+            mine = [(device, metric, now - behind, value) for device, metric, behind, value in rows if DEVICES[device] == partition]
+            if mine and partition in self.redis.streams:
+                self.rows[partition, self.redis.append(partition, _payload(mine), len(mine))] = mine
+
+    @rule(seconds=st.sampled_from((1, 1, 2, 5, 15)))
+    def pass_time(self, seconds: int) -> None:
+        for _ in range(seconds):
+            self.redis.now_ms += 1000
+            self.seconds += 1
+            for process in [each for each in self.processes if not each.frozen]:
+                self._run(process, process.worker.renew)
+
+    @rule(seconds=st.sampled_from((-20, -2, 30)))
+    def clock_jumps(self, seconds: int) -> None:
+        faults_seen["clock"] += 1
+        self.redis.now_ms += seconds * 1000
+
+    @precondition(lambda self: len(self.processes) < PROCESSES_MAX)
+    @rule()
+    def join(self) -> None:
+        self.started += 1
+        process = Process(f"w{self.started}", self.redis, self.tables, lambda: self.seconds)
+        self.processes.append(process)
+        process.worker.start()
+
+    @rule(
+        number=st.integers(0, 5), turns=st.integers(1, 3), looks=st.sampled_from((0, 0, 1, 3)), after=st.integers(0, 12),
+        how=st.sampled_from(("", "", "", "refused", "lost", "dies before", "dies after")),
+    )  # fmt: skip
+    def work(self, number: int, turns: int = 1, looks: int = 0, after: int = 0, how: str = "") -> None:
+        """Turns of one process, in which one of its calls may go wrong."""
+        if not self.processes:
+            self.join()
+        process = self._pick(number)
+        if process.frozen:  # it comes back, and does not know how long it was away
+            faults_seen["zombie"] += 1
+            process.frozen = False
+        process.committer.looks = looks
+        if how:
+            faults_seen[how] += 1
+            process.wire.bend(after, how)
+        for _ in range(turns):
+            if process in self.processes:
+                self.seconds += 0.6
+                self._run(process, process.worker.turn)
+
+    @precondition(lambda self: self.processes)
+    @rule(number=st.integers(0, 5), seconds=st.sampled_from((1, 4, 10)))
+    def freeze(self, number: int, seconds: int) -> None:
+        """One stands still, perhaps past its leases, while another goes on."""
+        self._pick(number).frozen = True
+        if all(process.frozen for process in self.processes):
+            self.join()
+        self.pass_time(seconds)
+        for process in [each for each in self.processes if not each.frozen]:
+            self._run(process, process.worker.turn)
+
+    @precondition(lambda self: self.processes)
+    @rule(number=st.integers(0, 5))
+    def leave(self, number: int) -> None:
+        process = self._pick(number)
+        process.worker.stop()
+        self._run(process, process.worker.leave)
+        if process in self.processes:
+            self.processes.remove(process)
+
+    @precondition(lambda self: self.processes)
+    @rule(number=st.integers(0, 5))
+    def kill(self, number: int) -> None:
+        faults_seen["kill"] += 1
+        self.processes.remove(self._pick(number))
+
+    def teardown(self) -> None:
+        """All heal, zombies wake, one worker takes everything in; then it is held against the oracle."""
+        if not hasattr(self, "redis"):
+            return
+        for process in list(self.processes):
+            process.wire.bend(-1, "")
+            self._run(process, process.worker.turn)
+        self.processes.clear()
+        self.redis.now_ms += 60_000  # a clock that was set back makes leases long
+        self.join()
+        for _ in range(3):
+            self.work(0)
+        for device, partition in DEVICES.items():
+            rows = [(device, "end", self._now() + 500, 5)]
+            self.rows[partition, self.redis.append(partition, _payload(rows), 1)] = rows
+        for _ in range(400):
+            self.work(0)
+            if not any(number > stream.delivered for stream in self.redis.streams.values() for number in stream.entries):
+                break
+        self.work(0, 3)
+        self.leave(0)
+        self._judge()
+
+    def _judge(self) -> None:
+        oracles = [self._oracle(partition) for partition in range(SETTINGS.partitions)]
+        rows = self.tables.table("aggregates")
+        expected = sorted((row for oracle in oracles for row in oracle.base), key=repr)
+        base = [] if rows is None else rows.filter(~pl.col("revision")).select(
+            pl.col("device", "metric").cast(pl.String), "window", "count", "repeated", "sum", "last", "increase", "newest", "arrived"
+        ).rows()  # fmt: skip
+        assert sorted(base, key=repr) == expected
+        key = ["device", "metric", "window"]
+        late = [] if rows is None else rows.filter("revision").group_by(key).agg(pl.col("count", "sum").sum()).rows()
+        found = {(str(device), str(metric), window): [count, total] for device, metric, window, count, total in late}
+        assert found == {key: value for oracle in oracles for key, value in oracle.revised.items()}
+
+        whole = {partition: entries for partition, entries in self.redis.appended.items() if entries}
+        _, right = step(State(), to_batch(whole), read_document(RULES, 1), SEMANTICS)
+        anomalies = self.tables.table("anomalies")
+        assert _texts(anomalies) == _texts(right.anomalies)
+        raised = Counter(_transition(each) for of_partition in self.redis.transitions.values() for each in of_partition)
+        assert raised == Counter(_transition(each) for each in self._named(right.transitions, whole))
+
+        counts, accepted = MemoryLake(self.tables).counts(), sum(self.redis.accepted.values())
+        open_rows = sum(len(held) for oracle in oracles for held in oracle.open.values())
+        accounted = counts["aggregated"] + counts["late"] + counts["repeated"] + counts["dead_lettered"] + open_rows
+        assert accepted == accounted == sum(map(len, self.rows.values())), (accepted, accounted, counts)
+        assert counts["dead_lettered"] == sum(oracle.too_late for oracle in oracles)
+        waiting = sum(entry.event_count for partition in whole for entry in MemoryStreams(self.redis).outstanding(partition))
+        assert waiting == open_rows == len(DEVICES), "entries were left unsettled, or settled while their rows are open"
+
+    def _oracle(self, partition: int) -> Oracle:
+        oracle = Oracle(SEMANTICS)
+        for entry in self.redis.appended.get(partition, []):
+            rows = self.rows.get((partition, entry.id), [])
+            oracle.apply(split_entry_id(entry.id)[0] * 1000, [(device, metric, time * S, value) for device, metric, time, value in rows])
+        return oracle
+
+    @staticmethod
+    def _named(transitions: pl.DataFrame, whole: dict) -> list[dict]:
+        state, _ = step(State(), to_batch(whole), read_document(RULES, 1), SEMANTICS)
+        named = transitions.join(state.series.select("series", *SERIES_NAMES), on="series", how="left")
+        return named.with_columns(severity=(pl.col("severity") - 1).replace_strict(range(2), ("warning", "critical"))).to_dicts()
+
+
+def _texts(frame: pl.DataFrame | None) -> list[str]:
+    return [] if frame is None else sorted(map(repr, frame.rows()))
+
+
+def _transition(each: dict) -> tuple:
+    return tuple(str(each[name]) for name in ("rule", "device", "metric", "phase", "severity", "since", "time", "value"))
