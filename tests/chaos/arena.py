@@ -14,6 +14,7 @@ from pathlib import Path
 import httpx
 
 from pipeline.stores.connection import connect, lease_key
+from pipeline.stores.lake import Lake
 from tests.chaos.clocks import Clock
 from tests.chaos.ledger import Ledger
 from tests.chaos.objectstore import ObjectStore
@@ -67,6 +68,7 @@ class Arena(Stack):
         self.wanted_workers = WORKERS
         self.unexpected: list[str] = []  # processes that ended and were not told to
         self._doomed: set[int] = set()  # pids whose end is a fault's work
+        self._leaving: set[int] = set()  # of them those that were told to end
         self._lock = threading.RLock()
         self._over = threading.Event()
         self._tender = threading.Thread(target=self._tend, name="tender")
@@ -147,17 +149,28 @@ class Arena(Stack):
     def client(self):
         return connect(self.settings.redis_url, 2)
 
+    def lake(self) -> Lake:
+        return Lake(self.settings.lake, storage_options=self.store.environment() if self.store else None)
+
     @contextlib.contextmanager
     def doom(self, process: subprocess.Popen):
-        """While inside, the end of this process is no surprise, and no other fault takes it for its victim."""
+        """From here on the end of this process is no surprise, and no other fault takes it for its victim; if it goes on
+        after this although it was not told to end, it is one of the others again."""
         with self._lock:
             self._doomed.add(process.pid)
         try:
             yield
         finally:
-            if process.poll() is None:
+            if process.poll() is None and process.pid not in self._leaving:
                 with self._lock:
                     self._doomed.discard(process.pid)
+
+    def terminate(self, process: subprocess.Popen) -> None:
+        """SIGTERM: it will end, sooner or later."""
+        with self._lock:
+            self._doomed.add(process.pid)
+            self._leaving.add(process.pid)
+        process.terminate()
 
     def join(self) -> subprocess.Popen:
         """One worker more."""
@@ -211,7 +224,3 @@ class Arena(Stack):
                 process.send_signal(signal.SIGUSR1)  # where it stands goes to its log
                 time.sleep(0.5)
                 self.unexpected.append(f"{process.log.name} (pid {process.pid}) did not stop within {STOP_SECONDS} s of SIGTERM")
-
-    def drained_but(self, flushed: int) -> bool:
-        """Nothing is in flight but the events that closed the windows of all others."""
-        return self.books()["in_flight"] <= flushed

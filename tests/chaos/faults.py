@@ -24,6 +24,7 @@ from tests.chaos.schedule import Fault
 BARRIER_SECONDS = 12  # an armed barrier that nobody comes to by then is disarmed
 CLOCK_SECONDS = (3, 7, 20, 60, 240)  # how far clocks jump, either way
 REDIS_CLOCK_SECONDS = (2, 3, 5)  # a clock that goes back this far lengthens leases by as much
+LEAVE_SECONDS = 30
 FREE_BYTES_MAX = 16_384  # a disk with less is full
 
 
@@ -57,7 +58,11 @@ def wait(holds: Callable[[], object], seconds: float) -> object:
 
 
 def choose(arena: Arena, fault: Fault) -> subprocess.Popen:
+    """The victim among the workers: one that holds partitions, where Redis can tell."""
     alive = arena.alive()
+    with contextlib.suppress(redis.RedisError):
+        holders = arena.holders()
+        alive = [worker for worker in alive if worker.pid in holders] or alive
     if not alive:
         raise Missed("no worker was up")
     return alive[fault.victim % len(alive)]
@@ -116,9 +121,8 @@ def _kill_in_hand_over(arena: Arena, fault: Fault) -> str:
     """Of a worker that leaves, or of one that gives partitions to one that joins."""
     if fault.choice % 2:
         victim = choose(arena, fault)
-        with arena.doom(victim):
-            victim.terminate()
-            return _gone("hand_over", armed(arena, "hand_over", victim.pid))
+        arena.terminate(victim)
+        return _gone("hand_over", armed(arena, "hand_over", victim.pid))
     arena.join()
     try:
         return _gone("hand_over", armed(arena, "hand_over", None))
@@ -182,12 +186,11 @@ def _freeze_worker(arena: Arena, fault: Fault) -> str:
 
 def _worker_leaves(arena: Arena, fault: Fault) -> str:
     victim = choose(arena, fault)
-    with arena.doom(victim):
-        victim.terminate()
-        try:
-            code = victim.wait(30)
-        except subprocess.TimeoutExpired:
-            raise Missed("it did not leave within 30 s") from None
+    arena.terminate(victim)
+    try:
+        code = victim.wait(LEAVE_SECONDS)
+    except subprocess.TimeoutExpired:
+        raise Missed(f"it did not leave within {LEAVE_SECONDS} s") from None
     if code != 0:
         raise Missed(f"it ended with {code}")
     return f"pid {victim.pid} handed over and ended with 0"

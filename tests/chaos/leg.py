@@ -100,6 +100,7 @@ class _Drive:
         self._arena, self._leg, self._plan, self._result, self._tell = arena, leg, plan, result, tell
         self._happened: list[tuple[float, str]] = []
         self._lock = threading.Lock()
+        self._why = ""  # it is not at rest yet
         self._clients = Clients(leg.seed, arena.urls, arena.ledger, arena.clock)
 
     def go(self, table: Table) -> None:
@@ -111,9 +112,12 @@ class _Drive:
             self._fire()
             self._clients.stop(PATIENCE_SECONDS)
             self._clients.flush(PATIENCE_SECONDS)
-            eventually(self._at_rest, DRAIN_SECONDS, "all that was accepted is committed")
+            try:
+                eventually(self._at_rest, DRAIN_SECONDS, "all that was accepted is committed")
+            except AssertionError as error:
+                raise TimeoutError(f"{error} ({self._why})") from None
             transitions = AlertReader.all_transitions(self._arena.client, self._arena.settings.partitions)
-            books = self._books()
+            books = self._arena.books()
             self._arena.end()
             seed, ledger = self._leg.seed, self._arena.ledger
             self._result.verdict = verdict = judge(
@@ -169,12 +173,12 @@ class _Drive:
     def _at_rest(self) -> bool:
         time.sleep(0.3)
         try:
-            return self._arena.drained_but(len(traffic.devices(0)) * traffic.GANGS)
-        except Exception:  # Redis or the lake is still coming back
+            books = self._arena.books()
+            self._why = str(books)
+            return books["in_flight"] <= len(traffic.devices(0)) * traffic.GANGS  # the events that closed all windows but theirs
+        except Exception as error:  # Redis or the lake is still coming back
+            self._why = f"{type(error).__name__}: {error}"
             return False
-
-    def _books(self) -> dict:
-        return self._arena.books()
 
 
 def failed(result: Result) -> bool:

@@ -26,6 +26,16 @@ _SHARE = {ERRORS: 0.5, SLOW: 0.5, CUT: 0.5}  # of the requests that are bent whi
 _HOP = {"connection", "transfer-encoding", "keep-alive", "date", "server"}
 
 
+class _Proxy(ThreadingHTTPServer):
+    """Its clients are killed in the middle of a word: that is no news."""
+
+    daemon_threads = True
+
+    def handle_error(self, request: object, client_address: object) -> None:
+        if not isinstance(sys.exception(), OSError):
+            super().handle_error(request, client_address)
+
+
 class ObjectStore:
     """Use as a context manager. `bend` and `straighten` are the faults; `bent` counts what met one."""
 
@@ -47,8 +57,7 @@ class ObjectStore:
                 stdout=log, stderr=log, stdin=subprocess.DEVNULL, cwd=Path(__file__).parents[2],
             )  # fmt: skip
         eventually(self._bucket_made, 30, "the S3 server answers")
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
-        self.server.daemon_threads = True
+        self.server = _Proxy(("127.0.0.1", 0), self._handler())
         threading.Thread(target=self.server.serve_forever, daemon=True, name="s3-proxy").start()
         return self
 
@@ -76,6 +85,7 @@ class ObjectStore:
             "AWS_ACCESS_KEY_ID": "chaos",
             "AWS_SECRET_ACCESS_KEY": "chaos",
             "AWS_CONDITIONAL_PUT": "etag",
+            "AWS_EC2_METADATA_DISABLED": "true",
         }
 
     def bend(self, how: str, delay_seconds: float = 0.0) -> None:
@@ -97,6 +107,7 @@ class ObjectStore:
 
         class Handler(BaseHTTPRequestHandler):
             protocol_version = "HTTP/1.1"
+            disable_nagle_algorithm = True  # head and body are two writes
 
             def log_message(self, *_: object) -> None:
                 pass
@@ -133,7 +144,8 @@ class ObjectStore:
                     self.send_header("Content-Length", str(len(content)))
                 self.end_headers()
                 if self.command != "HEAD":
-                    self.wfile.write(content)
+                    with contextlib.suppress(OSError):  # the client was killed meanwhile
+                        self.wfile.write(content)
 
             do_GET = do_PUT = do_POST = do_DELETE = do_HEAD = _pass
 
