@@ -12,7 +12,6 @@ import redis
 import redis.asyncio
 from redis.exceptions import NoScriptError, RedisError
 
-from pipeline.core.schema import split_entry_id
 from pipeline.errors import Fenced, Invalid, PipelineError, Unavailable
 from pipeline.stores import connection as keys
 from pipeline.stores.connection import CONSUMER, GROUP, Scripts, format_id, parse_id, script, translate, translated
@@ -159,12 +158,11 @@ class Streams:
             raise Invalid(f"this Redis holds streams of {found} partitions, not {wanted}: set that, or use another Redis")
 
     def open(self, partition: int, token: int, position: int, accepted: int) -> bool:
-        """Make stream and group at the committed position where they are absent; True where they were.
+        """Make stream and group at the committed position where they are absent; True where they were. Ids go on after it.
 
         `accepted`: events of this partition that the lake accounts for; the books of a Redis that lost its memory start from it.
         """
-        milliseconds, _ = split_entry_id(max(position, 0))
-        arguments = [token, GROUP, format_id(position), milliseconds, accepted]
+        arguments = [token, GROUP, format_id(position), accepted]
         with translated(partition):
             lease, stream, books = keys.lease_key(partition), keys.stream_key(partition), keys.books_key(partition)
             return bool(self._scripts.call("open", [lease, stream, books], arguments))

@@ -91,6 +91,16 @@ def test_ids_and_tokens_never_run_backwards_over_a_redis_that_lost_its_memory(wo
     assert [entry.id for entry in world.streams().read({0: newer}, 10, {})[0]] == [after]
 
 
+def test_ids_go_on_after_the_position_where_redis_lost_the_end_of_a_stream(world):
+    """After a power cut, or on a replica that had not heard all, with a clock behind the lake's position."""
+    token = held(world)
+    ahead = world.append() + (60_000 << 20)
+    world.expire(0)
+    newer = held(world, "b", position=ahead)
+    assert newer > token
+    assert world.append() > ahead
+
+
 def test_a_tick_comes_only_where_nothing_came(world):
     token, streams = held(world), world.streams()
     world.append()

@@ -1,8 +1,8 @@
 -- fenced
 -- Make the stream and its group where they are absent. KEYS: lease, stream, books.
--- ARGV: token, group, committed position ("ms-seq"), that position's ms, accepted events as the lake knows them.
--- A Redis that lost its memory starts behind the committed position: ids must not run backwards, so the stream's last
--- id is set to whichever is later, the clock or the position. Nobody can append before: append needs the stream.
+-- ARGV: token, group, committed position ("ms-seq"), accepted events as the lake knows them.
+-- A Redis that lost its memory, or the end of it, is behind the committed position. Ids must not run backwards, also where
+-- its clock does: an entry with an id before the position would be taken for one that is counted already.
 local function group_exists()
   if redis.call('EXISTS', KEYS[2]) == 0 then return false end
   for _, group in ipairs(redis.call('XINFO', 'GROUPS', KEYS[2])) do
@@ -10,17 +10,28 @@ local function group_exists()
   end
   return false
 end
-if group_exists() then
-  return 0
-end
-local fresh = redis.call('EXISTS', KEYS[2]) == 0
-redis.call('XGROUP', 'CREATE', KEYS[2], ARGV[2], ARGV[3], 'MKSTREAM')
-if fresh then
-  local time = redis.call('TIME')
-  local now = time[1] * 1000 + math.floor(time[2] / 1000)
-  if tonumber(ARGV[4]) >= now then
-    redis.call('XSETID', KEYS[2], ARGV[3])
+local function last_id()
+  local info = redis.call('XINFO', 'STREAM', KEYS[2])
+  for i = 1, #info, 2 do
+    if info[i] == 'last-generated-id' then return info[i + 1] end
   end
-  redis.call('HSET', KEYS[3], 'accepted', ARGV[5])
 end
-return 1
+local function parts(id)
+  local milliseconds, sequence = string.match(id, '^(%d+)-(%d+)$')
+  return tonumber(milliseconds), tonumber(sequence)
+end
+local made = 0
+if not group_exists() then
+  made = 1
+  local fresh = redis.call('EXISTS', KEYS[2]) == 0
+  redis.call('XGROUP', 'CREATE', KEYS[2], ARGV[2], ARGV[3], 'MKSTREAM')
+  if fresh then
+    redis.call('HSET', KEYS[3], 'accepted', ARGV[4])
+  end
+end
+local last_ms, last_sequence = parts(last_id())
+local ms, sequence = parts(ARGV[3])
+if last_ms < ms or (last_ms == ms and last_sequence < sequence) then
+  redis.call('XSETID', KEYS[2], ARGV[3])
+end
+return made
