@@ -129,12 +129,13 @@ class MemoryStreams:
 
     def _open(self, partition: int, token: int, position: int, accepted: int) -> bool:
         self._redis.fence(partition, token)
-        if partition in self._redis.streams:
-            return False
-        last = position if split_entry_id(max(position, 0))[0] >= self._redis.now_ms else 0
-        self._redis.streams[partition] = _Stream(last=last, delivered=max(position, 0))
-        self._redis.accepted[partition] = accepted
-        return True
+        made = partition not in self._redis.streams
+        if made:
+            self._redis.streams[partition] = _Stream(delivered=max(position, 0))
+            self._redis.accepted[partition] = accepted
+        stream = self._redis.streams[partition]
+        stream.last = max(stream.last, position)  # ids must not run backwards
+        return made
 
     def exists(self, partition: int) -> bool:
         return self._wire.call(lambda: partition in self._redis.streams)

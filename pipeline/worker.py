@@ -231,7 +231,7 @@ class Worker:
             accounted = self._reading_lake.accounted([partition])[partition]
             log.warning("partition %d: Redis lost its stream; it goes on at the committed position %d", partition, position)
         self._streams.open(partition, holding.token, position, accounted)
-        pending = self._history(partition, holding.token)
+        pending = self._history(partition, holding.token, position)
         stands, alerts = self._alertlog.load(partition)
         before = [entry for entry in pending if entry.id <= position]
         state = recover(partition, position, last_rows, to_batch({partition: before}), alerts, self._semantics)
@@ -254,18 +254,26 @@ class Worker:
             self._keep(output, state)
         self._state = self._state.with_partition(state)
 
-    def _history(self, partition: int, token: int) -> list[Entry]:
-        """All pending entries of a partition: delivered to a holder before, and not settled."""
+    def _history(self, partition: int, token: int, position: int) -> list[Entry]:
+        """All pending entries of a partition: delivered to a holder before, and not settled.
+
+        A Redis that lost the last second may have forgotten that it delivered them: up to the committed position, new
+        entries are history, too.
+        """
         entries: list[Entry] = []
+        after: int | None = 0
         while True:
             self._progress = self._clock()
-            after = entries[-1].id if entries else 0
             reply = self._streams.read({partition: token}, self._settings.read_entries_max, {partition: after})[partition]
             if isinstance(reply, PipelineError):
                 raise reply
-            if not reply:
-                return entries
             entries += reply
+            if reply and after is not None:
+                after = reply[-1].id
+            elif (not reply and after is None) or (entries and entries[-1].id >= position):
+                return entries
+            else:
+                after = None
 
     @staticmethod
     def _numbered(alerts: pl.DataFrame, state: State) -> pl.DataFrame:
