@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+from itertools import chain
 from pathlib import Path
 
 import httpx
@@ -19,6 +20,7 @@ from tests.chaos.clocks import Clock
 from tests.chaos.ledger import Ledger
 from tests.chaos.objectstore import ObjectStore
 from tests.chaos.powercut import AppendOnlyFile
+from tests.chaos.profiles import BARRIERS
 from tests.chaos.traffic import DISORDER_SECONDS, RULES, WINDOW_SECONDS
 from tests.harness import Stack, eventually, free_port
 
@@ -74,6 +76,7 @@ class Arena(Stack):
         self._tender = threading.Thread(target=self._tend, name="tender")
         # One fault at a time of each part.
         self.redis_busy, self.lake_busy, self.clock_busy = threading.Lock(), threading.Lock(), threading.Lock()
+        self.barrier_busy = {barrier: threading.Lock() for barrier in (*chain(*BARRIERS.values()), "lost_reply")}
 
     def clock(self) -> float:
         """Seconds since this arena was made; faults and traffic are told apart by it."""

@@ -14,6 +14,7 @@ import subprocess
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 import redis
 
@@ -84,8 +85,13 @@ def alone(lock) -> Iterator[None]:
 _ROLE_OF = {barrier: role for role, barriers in profiles.BARRIERS.items() for barrier in barriers}
 
 
-def armed(arena: Arena, barrier: str, pid: int | None, seconds: float = BARRIER_SECONDS) -> dict:
-    """Arm a barrier and wait for the marker of whoever came to it."""
+def armed(arena: Arena, barrier: str, pid: int | None) -> dict:
+    """Arm a barrier and wait for the marker of whoever came to it; one at a time, so that no marker proves two faults."""
+    with alone(arena.barrier_busy[barrier]):
+        return _armed(arena, barrier, pid)
+
+
+def _armed(arena: Arena, barrier: str, pid: int | None) -> dict:
     landed = arena.control / "landed"
     before = set(landed.glob(f"{barrier}@*"))
     arm = arena.control / "arm" / f"{barrier}@{pid or 'any'}"
@@ -96,7 +102,7 @@ def armed(arena: Arena, barrier: str, pid: int | None, seconds: float = BARRIER_
         return next((path for path in new if pid is None or path.name.startswith(f"{barrier}@{pid}-")), None)
 
     try:
-        return json.loads(wait(marker, seconds).read_text())
+        return json.loads(wait(marker, BARRIER_SECONDS).read_text())
     finally:
         arm.unlink(missing_ok=True)
 
@@ -264,20 +270,15 @@ def _fill_disk(arena: Arena, fault: Fault) -> str:
         said = {path: path.stat().st_size for path in (arena.folder / "logs").iterdir()}
         ballast = Path(arena.settings.lake).parent / "ballast"
         try:
-            deadline = time.monotonic() + fault.pause_seconds
             with ballast.open("ab", buffering=0) as file:
-                chunk = bytes(1 << 20)
-                while time.monotonic() < deadline:
-                    try:
-                        file.write(chunk)
-                    except OSError as error:
-                        if error.errno != errno.ENOSPC:
-                            raise
-                        if len(chunk) == 4096:
-                            time.sleep(0.05)
-                        chunk = bytes(4096)
-            stats = os.statvfs(ballast)
-            full = stats.f_bavail * stats.f_frsize < FREE_BYTES_MAX
+                free = os.statvfs(ballast)
+                with contextlib.suppress(OSError):  # somebody wrote meanwhile
+                    os.posix_fallocate(file.fileno(), 0, free.f_bavail * free.f_frsize)
+                deadline = time.monotonic() + fault.pause_seconds
+                while time.monotonic() < deadline:  # what others free is taken, too
+                    _write_until_full(file)
+                    time.sleep(0.02)
+                free = os.statvfs(ballast)
         finally:
             ballast.unlink(missing_ok=True)
         failed = 0
@@ -285,9 +286,19 @@ def _fill_disk(arena: Arena, fault: Fault) -> str:
             with path.open(errors="replace") as log:
                 log.seek(said.get(path, 0))
                 failed += sum("No space left" in line or "os error 28" in line for line in log)
+    full = free.f_bavail * free.f_frsize < FREE_BYTES_MAX
     if not full or not failed:
         raise Missed(f"the disk was {'' if full else 'not '}full, {failed} operations failed")
     return f"the disk was full for {fault.pause_seconds:.1f} s; {failed} log lines say so"
+
+
+def _write_until_full(file: BinaryIO) -> None:
+    try:
+        while file.write(bytes(4096)):
+            pass
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
 
 
 def _bend(arena: Arena, fault: Fault, how: str) -> str:

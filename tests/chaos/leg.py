@@ -24,7 +24,7 @@ from tests.chaos.sweep import Sweeper
 from tests.chaos.verdict import Finding, Table, Verdict, judge, near
 from tests.harness import eventually
 
-DISK_BYTES = 384 * 1024**2
+DISK_BYTES = 256 * 1024**2
 QUIET_SECONDS = 18  # of a leg: start, the last commits, the verdict
 DRAIN_SECONDS = 90
 PATIENCE_SECONDS = 30
