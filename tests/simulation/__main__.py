@@ -7,6 +7,7 @@ import os
 import random
 import sys
 import time
+import traceback
 
 os.environ.setdefault("POLARS_MAX_THREADS", "1")
 
@@ -17,7 +18,7 @@ from hypothesis.stateful import run_state_machine_as_test
 from tests.simulation import machine
 
 STEPS = 30
-CHUNK = 200  # schedules between two lines of progress
+CHUNK = 100  # schedules between two lines of progress
 
 
 def main() -> int:
@@ -34,7 +35,8 @@ def main() -> int:
         try:
             run(seed + done, chunk)
         except Exception as error:
-            print(f"FAILED after schedule {done:,}: replay with --seed {seed + done} --schedules {chunk}\n{error}", flush=True)
+            traceback.print_exception(error)  # with the steps that led there
+            print(f"FAILED after schedule {done:,}: replay with --seed {seed + done} --schedules {chunk}", flush=True)
             return 1
         done += chunk
         faults = ", ".join(f"{count:,} {name}" for name, count in sorted(machine.faults_seen.items()))
