@@ -55,16 +55,17 @@ class Barriers:
             os.kill(os.getpid(), signal.SIGKILL)
 
     @contextlib.contextmanager
-    def within(self, name: str) -> Iterator[None]:
-        """Die somewhere inside, at a moment of its own, if that is asked for."""
+    def within(self, name: str, details: Callable[[], dict]) -> Iterator[None]:
+        """Die somewhere inside, at a moment of its own, if that is asked for. `details` are those of the moment before."""
         over = threading.Event()
 
         def strike() -> None:
             if not over.wait(int.from_bytes(os.urandom(2)) / 65_536 * IN_COMPACTION_MS_MAX / 1000):
-                self.reach(name)
+                self.reach(name, **told)
 
         asked = any(os.path.exists(self._arm / f"{name}@{who}") for who in self._names)
         if asked:
+            told = details()
             threading.Thread(target=strike, daemon=True).start()
         try:
             yield
@@ -153,7 +154,7 @@ def install_maintenance(barriers: Barriers) -> None:
     def compacting(lake, table, files_min):
         if table != "aggregates":
             return compact(lake, table, files_min)
-        with barriers.within("in_compaction"):
+        with barriers.within("in_compaction", lambda: {"version": lake._refresh(table).version()}):
             gone = compact(lake, table, files_min)
         if gone:
             barriers.reach("after_compaction", files=gone)

@@ -17,12 +17,13 @@ from pathlib import Path
 from typing import BinaryIO
 
 import redis
+from deltalake import DeltaTable
 
 from tests.chaos import objectstore, profiles
 from tests.chaos.arena import LEASE_MS, Arena
 from tests.chaos.schedule import Fault
 
-BARRIER_SECONDS = 12  # an armed barrier that nobody comes to by then is disarmed
+BARRIER_SECONDS = 15  # an armed barrier that nobody comes to by then is disarmed
 CLOCK_SECONDS = (3, 7, 20, 60, 240)  # how far clocks jump, either way
 REDIS_CLOCK_SECONDS = (2, 3, 5)  # a clock that goes back this far lengthens leases by as much
 LEAVE_SECONDS = 30
@@ -120,7 +121,15 @@ def _kill_at(arena: Arena, fault: Fault, barrier: str) -> str:
         found = armed(arena, barrier, choose(arena, fault).pid)
     else:
         found = armed(arena, barrier, None)
+    if barrier == "in_compaction":
+        found["commit"] = "made" if _compacted_since(arena, found.pop("version")) else "not made"
     return _gone(barrier, found)
+
+
+def _compacted_since(arena: Arena, version: int) -> bool:
+    """Whether the log of `aggregates` has a compaction after this version: the one that was cut short, as it has no successor yet."""
+    table = DeltaTable(f"{arena.settings.lake}/aggregates", storage_options=arena.store.environment() if arena.store else None)
+    return any(commit["operation"] == "OPTIMIZE" and commit["version"] > version for commit in table.history(limit=20))
 
 
 def _kill_in_hand_over(arena: Arena, fault: Fault) -> str:
@@ -129,9 +138,12 @@ def _kill_in_hand_over(arena: Arena, fault: Fault) -> str:
         victim = choose(arena, fault)
         arena.terminate(victim)
         return _gone("hand_over", armed(arena, "hand_over", victim.pid))
-    arena.join()
+    joined = arena.join()
     try:
         return _gone("hand_over", armed(arena, "hand_over", None))
+    except Missed:
+        arena.terminate(joined)
+        raise
     finally:
         arena.leave()
 
@@ -184,7 +196,7 @@ def _freeze_worker(arena: Arena, fault: Fault) -> str:
                 log.seek(said)
                 return [line for line in log if "lost partitions" in line]
 
-        lines = wait(fenced, 10)
+        lines = wait(fenced, BARRIER_SECONDS)
         if victim.poll() is not None:
             raise Missed("it ended meanwhile")
     return f"pid {victim.pid} slept in state T with {len(held)} partitions; then: {lines[0].strip().split(' WARNING ')[-1][:90]}"
@@ -206,7 +218,10 @@ def _worker_joins(arena: Arena, fault: Fault) -> str:
     """One worker more takes its share; then one of them leaves."""
     joined = arena.join()
     try:
-        held = wait(lambda: arena.holders().get(joined.pid), 10)
+        held = wait(lambda: arena.holders().get(joined.pid), BARRIER_SECONDS)
+    except BaseException:
+        arena.terminate(joined)
+        raise
     finally:
         arena.leave()
     _worker_leaves(arena, fault)

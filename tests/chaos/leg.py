@@ -123,6 +123,8 @@ class _Drive:
             self._result.verdict = verdict = judge(
                 seed, ledger, table, transitions, self._arena.settings.partitions, self._arena.power_cuts
             )
+            accounted = sum(books[part] for part in ("aggregated", "late", "repeated", "dead_lettered", "in_flight"))
+            verdict.events["books_off"] = accounted - books["accepted"]
             if not books["balanced"] and not self._arena.power_cuts:
                 verdict.find("books", f"they do not balance: {books}")
         except (AssertionError, TimeoutError) as error:

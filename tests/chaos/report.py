@@ -18,6 +18,7 @@ _FIGURES = (
     ("transitions", "alert transitions"),
     ("dead_letters", "dead letters, as sent"),
     ("lost_in_cut", "lost to a power cut (accepted within 2 s before it)"),
+    ("books_off", "in the lake, and accepted before what a cut left of the books"),
     ("doubled_over_cut", "sent again over a power cut that took their key"),
 )
 
@@ -80,7 +81,7 @@ def as_text(seed: int, results: Sequence[Result], seconds: float) -> str:
     for result in filter(failed, results):
         lines += ["", f"leg {result.leg.number} ({result.leg.profile}) failed: {result.verdict.wrong()}"]
         lines += [line for finding in result.verdict.findings for line in lines_of(finding, result)]
-        lines.append(f"logs and lake: {result.kept}")
+        lines.append(f"logs and lake: {result.kept}; again: the same command with --seed {seed} --leg {result.leg.number}")
     events = sum(result.verdict.events["accepted"] for result in results)
     faults = sum(sum(count for kind, count in result.landed.items() if kind not in MANNERS) for result in results)
     verdict = f"WRONG: {dict(wrong)}" if wrong else "nothing lost, nothing doubled"
