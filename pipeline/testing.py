@@ -266,7 +266,7 @@ class MemoryAlertLog:
         if position <= stands:
             return
         key = ["rule", *SERIES_NAMES]
-        changed = after.join(before, on=[*key, "severity", "firing"], how="anti").select(list(NAMED))
+        changed = after.join(before, on=[*key, "severity", "firing", "since", "bound"], how="anti", nulls_equal=True).select(list(NAMED))
         touched = pl.concat([changed.select(key), before.join(after, on=key, how="anti").select(key)])
         kept = known.join(touched, on=key, how="anti", maintain_order="left")
         self._redis.alerts[partition] = (position, pl.concat([kept, changed]))

@@ -361,8 +361,8 @@ class Worker:
             if partition not in self._state.positions:
                 continue
             after = parts[(partition,)].select(list(NAMED)) if (partition,) in parts else _NO_ALERTS
-            key = ["rule", *SERIES_NAMES, "severity", "firing"]
-            if not holding.transitions and after.height == holding.alerts.height == after.join(holding.alerts, on=key, how="semi").height:
+            key = ["rule", *SERIES_NAMES, "severity", "firing", "since", "bound"]
+            if not holding.transitions and after.height == holding.alerts.height == after.join(holding.alerts, on=key, how="semi", nulls_equal=True).height:
                 continue
             position = self._state.positions[partition]
             try:

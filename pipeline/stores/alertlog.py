@@ -52,7 +52,7 @@ class AlertLog:
         Once: the same or an older position changes nothing.
         """
         key = ["rule", *SERIES_NAMES]
-        changed = after.join(before, on=[*key, "severity", "firing"], how="anti")
+        changed = after.join(before, on=[*key, "severity", "firing", "since", "bound"], how="anti", nulls_equal=True)
         gone = before.join(after, on=key, how="anti")
         arguments: list = [token, position, TRANSITIONS_MAX, changed.height + gone.height]
         for row in changed.to_dicts():
