@@ -362,7 +362,8 @@ class Worker:
                 continue
             after = parts[(partition,)].select(list(NAMED)) if (partition,) in parts else _NO_ALERTS
             key = ["rule", *SERIES_NAMES, "severity", "firing", "since", "bound"]
-            if not holding.transitions and after.height == holding.alerts.height == after.join(holding.alerts, on=key, how="semi", nulls_equal=True).height:
+            same = after.join(holding.alerts, on=key, how="semi", nulls_equal=True).height
+            if not holding.transitions and after.height == holding.alerts.height == same:
                 continue
             position = self._state.positions[partition]
             try:
