@@ -24,6 +24,7 @@ from pipeline.core.watermarks import (
     heaviest,
     judge,
     last_closed,
+    numbered,
     of_device,
     passed,
     silent,
@@ -194,8 +195,7 @@ def _registered(state: State, new: pl.DataFrame, rules: Rules) -> State:
     fresh = fresh.join(state.devices, on="device", how="anti", maintain_order="left")
     fresh = fresh.with_columns(newest=NEVER, arrived=NEVER, closed_to=NEVER).select(pl.col(n).cast(t) for n, t in DEVICES.items())
     devices = pl.concat([state.devices, fresh])
-    numbers = devices.select("device", device_number=pl.int_range(devices.height, dtype=pl.UInt32, eager=True))
-    new = new.join(numbers, on="device", maintain_order="left")
+    new = new.join(numbered(devices).select("device", "device_number"), on="device", maintain_order="left")
     new = new.with_columns(series=pl.int_range(new.height, dtype=pl.UInt32, eager=True) + state.series.height)
     bounds = rules.resolve(new)
     new = new.join(anomalies.guards(bounds), on="series", how="left", maintain_order="left")
@@ -285,7 +285,7 @@ def _advance(state: State, rows: pl.DataFrame, entries: pl.DataFrame, semantics:
     state = replace(state, devices=devices.select(list(DEVICES)), windows=open_windows, positions=_moved(state.positions, entries))
     summaries = SUMMARIES.to_frame()
     if closing.height:
-        is_closed = (pl.col("window") <= last_closed(devices, closing).gather(open_rows["device_number"])).fill_null(False)
+        is_closed = (open_rows["window"] <= last_closed(devices, closing).gather(open_rows["device_number"])).fill_null(False)
         closed, open_rows = open_rows.filter(is_closed), open_rows.filter(~is_closed)
         summaries = summarise(closed, closing, state.series, semantics)
         state = replace(state, series=_remember(state.series, summaries))
@@ -330,20 +330,19 @@ def _named(state: State, found: list[_Round], dead: list[pl.DataFrame], withdraw
     """Put names to numbers."""
     if not found:
         return Output(transitions=withdrawn)
-    names = state.series
     summaries, flagged, late = (pl.concat([getattr(one, name) for one in found]) for name in ("summaries", "flagged", "late"))
     return Output(
-        aggregates=_aggregate_rows(summaries, names) if summaries.height else AGGREGATES.to_frame(),
-        anomalies=_anomaly_rows(flagged, names, version) if flagged.height else ANOMALIES.to_frame(),
-        late=_with_names(late, names).select(list(LATE)) if late.height else LATE.to_frame(),
+        aggregates=_aggregate_rows(summaries, state.series) if summaries.height else AGGREGATES.to_frame(),
+        anomalies=_anomaly_rows(flagged, state.series, version) if flagged.height else ANOMALIES.to_frame(),
+        late=_with_names(late, state.series).select(list(LATE)) if late.height else LATE.to_frame(),
         dead_letters=pl.concat(dead),
         transitions=pl.concat([withdrawn, *(one.transitions for one in found)]),
     )
 
 
-def _aggregate_rows(summaries: pl.DataFrame, names: pl.DataFrame) -> pl.DataFrame:
+def _aggregate_rows(summaries: pl.DataFrame, series: pl.DataFrame) -> pl.DataFrame:
     quality = pl.col("quality_code").replace_strict(range(4), counters.QUALITIES, return_dtype=pl.String)
-    return _with_names(summaries, names).with_columns(quality=quality).select(list(AGGREGATES))
+    return _with_names(summaries, series).with_columns(quality=quality).select(list(AGGREGATES))
 
 
 def _with_names(rows: pl.DataFrame, series: pl.DataFrame) -> pl.DataFrame:
@@ -351,9 +350,9 @@ def _with_names(rows: pl.DataFrame, series: pl.DataFrame) -> pl.DataFrame:
     return rows.with_columns(series[name].gather(numbers) for name in ("partition", *SERIES_NAMES))
 
 
-def _anomaly_rows(flagged: pl.DataFrame, names: pl.DataFrame, version: int) -> pl.DataFrame:
+def _anomaly_rows(flagged: pl.DataFrame, series: pl.DataFrame, version: int) -> pl.DataFrame:
     distance = (pl.col("value") - pl.col("bound")).abs()
-    return _with_names(flagged, names).select(
+    return _with_names(flagged, series).select(
         *(["partition", *SERIES_NAMES]),
         pl.col("time").alias("event_time"),
         "window",

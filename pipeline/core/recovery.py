@@ -11,7 +11,7 @@ import polars as pl
 from pipeline.core.batch import SERIES, Batch, State
 from pipeline.core.schema import SERIES_NAMES, log_time
 from pipeline.core.semantics import NEVER, Semantics
-from pipeline.core.watermarks import DEVICES, WINDOWS, of_device
+from pipeline.core.watermarks import DEVICES, WINDOWS, numbered, of_device
 from pipeline.core.windows import OPEN_ROWS, window_of
 
 # What the lake says of one partition's series: its last sample in a base row, and over all its rows the newest event time
@@ -39,10 +39,9 @@ def recover(partition: int, position: int, last_rows: pl.DataFrame, replayed: Ba
     names = list(SERIES_NAMES)
     known = pl.concat([last_rows.select(names), events.select(names), active.select(names)]).unique(maintain_order=True)
     devices = _devices(partition, last_rows, events, known, semantics)
-    numbers = devices.select("device", device_number=pl.int_range(devices.height, dtype=pl.UInt32, eager=True))
     series = (
         known.with_columns(partition=pl.lit(partition, pl.Int32), series=pl.int_range(known.height, dtype=pl.UInt32, eager=True))
-        .join(numbers, on="device", maintain_order="left")
+        .join(numbered(devices).select("device", "device_number"), on="device", maintain_order="left")
         .join(last_rows, on=names, how="left", maintain_order="left")
         .with_columns(before_value="last", before_exact="last_exact", before_time="last_time", guard_upper=None, guard_lower=None)
         .select(pl.col(name).cast(dtype) for name, dtype in SERIES.items())

@@ -27,6 +27,11 @@ def of_device(frame: pl.DataFrame, devices: pl.DataFrame, *columns: str) -> pl.D
     return frame.with_columns(devices[column].gather(numbers) for column in columns)
 
 
+def numbered(devices: pl.DataFrame) -> pl.DataFrame:
+    """`devices` with the number of each, as a column to join on."""
+    return devices.with_columns(device_number=pl.int_range(devices.height, dtype=pl.UInt32, eager=True))
+
+
 def judge(rows: pl.DataFrame, devices: pl.DataFrame) -> pl.DataFrame:
     """Add `running`: the newest event time of each row's device up to and including that row.
 
@@ -54,8 +59,7 @@ def arrive(devices: pl.DataFrame, moves: pl.DataFrame) -> pl.DataFrame:
     Null for a device without rows. `moves`: its strides.
     """
     arrivals = moves.group_by("device_number").agg(pl.col("first").min(), pl.col("last", "largest").max())
-    numbered = devices.with_columns(device_number=pl.int_range(devices.height, dtype=pl.UInt32, eager=True))
-    return numbered.join(arrivals, on="device_number", how="left", maintain_order="left")
+    return numbered(devices).join(arrivals, on="device_number", how="left", maintain_order="left")
 
 
 def silent(windows: pl.DataFrame, devices: pl.DataFrame, at: str, semantics: Semantics) -> pl.DataFrame:
@@ -100,8 +104,7 @@ def last_closed(devices: pl.DataFrame, closings: pl.DataFrame) -> pl.Series:
     Windows of a device close in their order, so that this parts all its rows into those that are closed and those still open.
     """
     last = closings.group_by("device_number").agg(pl.col("window").max())
-    numbers = pl.DataFrame({"device_number": pl.int_range(devices.height, dtype=pl.UInt32, eager=True)})
-    return numbers.join(last, on="device_number", how="left", maintain_order="left")["window"]
+    return numbered(devices).select("device_number").join(last, on="device_number", how="left", maintain_order="left")["window"]
 
 
 def heaviest(windows: pl.DataFrame, devices: pl.DataFrame, semantics: Semantics) -> pl.DataFrame:
