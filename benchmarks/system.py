@@ -11,9 +11,9 @@ import httpx
 import psutil
 
 from benchmarks.workload import RULES, Workload
-from pipeline.stores.connection import lease_key, stream_key
+from pipeline.stores.connection import stream_key
 from pipeline.stores.rulebook import DEFAULT
-from tests.harness import Stack, eventually
+from tests.harness import Stack, eventually, peak_mb
 
 DEFAULTS = {"PIPELINE_WINDOW_SECONDS": "60", "PIPELINE_DISORDER_SECONDS": "20", "PIPELINE_IDLE_AFTER_SECONDS": "60"}
 DRAINED_SECONDS_MAX = 300
@@ -36,8 +36,7 @@ class System(Stack):
 
     def shares(self) -> list[int]:
         """How many partitions each worker holds, most first."""
-        owners = [self.client.hget(lease_key(partition), "owner") for partition in range(self.settings.partitions)]
-        return sorted((owners.count(owner) for owner in set(owners) if owner), reverse=True)
+        return sorted(map(len, self.holders().values()), reverse=True)
 
     def processes(self) -> dict[str, psutil.Process]:
         """What is measured, by name."""
@@ -50,17 +49,17 @@ class System(Stack):
 
     def peak_mb(self) -> dict[str, int]:
         """The largest resident size that each process has had."""
-        sizes = {}
-        for name, process in self.processes().items():
-            status = Path(f"/proc/{process.pid}/status")
-            peak = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM")) if status.exists() else "0 0"
-            sizes[name] = int(peak.split()[1]) // 1024
-        return sizes
+        return {name: peak_mb(process.pid) for name, process in self.processes().items()}
 
     def wait_committed(self, events: int) -> None:
         """Until so many events are in the tables."""
         lake = self.lake()
-        eventually(lambda: lake.counts()["aggregated"] + lake.counts()["late"] >= events, DRAINED_SECONDS_MAX, "all is committed")
+
+        def committed() -> bool:
+            counts = lake.counts()
+            return counts["aggregated"] + counts["late"] >= events
+
+        eventually(committed, DRAINED_SECONDS_MAX, "all is committed")
 
     def read_up(self) -> bool:
         """Whether every entry was delivered to a worker."""

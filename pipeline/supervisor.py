@@ -339,12 +339,15 @@ class Supervisor:
 
 def die_with_parent(stop: Callable[[], None]) -> None:
     """In a role's process: stop when the supervisor that started it is gone, however it went."""
-    parent = os.environ.get("PIPELINE_PARENT_PID")
-    if not parent:
-        return
+    if parent := os.environ.get("PIPELINE_PARENT_PID"):
+        outlive_not(int(parent), stop)
+
+
+def outlive_not(parent: int, stop: Callable[[], None]) -> None:
+    """Call `stop` within a second of this process having another parent than this one."""
 
     def watch() -> None:
-        while os.getppid() == int(parent):
+        while os.getppid() == parent:
             time.sleep(1)
         stop()
 

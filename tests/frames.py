@@ -49,6 +49,13 @@ def windows(samples: list[tuple[float, float]], bits: int = 0, semantics: Semant
 
 def payload(device: str, metric: str, time: int, value: float) -> bytes:
     """One event as a stream entry carries it. `time` in microseconds."""
-    names = [pa.array([text]).dictionary_encode() for text in (device, "", metric, "")]
-    rest = [pa.array([0], pa.uint8()), pa.array([value]), pa.nulls(1, pa.uint64()), pa.array([time], pa.int64())]
-    return encode(pa.RecordBatch.from_arrays([*names, *rest], schema=EVENTS_ARROW))
+    return payload_of([(device, metric, time, value)])
+
+
+def payload_of(rows: list[tuple[str, str, int, float]], bits: int = 0) -> bytes:
+    """Events (device, metric, time in microseconds, value) as a stream entry carries them."""
+    device, metric, time, value = zip(*rows, strict=True)
+    blank = [""] * len(rows)
+    names = [pa.array(list(texts)).dictionary_encode() for texts in (device, blank, metric, blank)]
+    rest = [pa.array([bits] * len(rows), pa.uint8()), pa.array(value, pa.float64()), pa.nulls(len(rows), pa.uint64())]
+    return encode(pa.RecordBatch.from_arrays([*names, *rest, pa.array(time, pa.int64())], schema=EVENTS_ARROW))

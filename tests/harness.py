@@ -22,6 +22,7 @@ from pipeline.settings import load, semantics_of
 from pipeline.stores.connection import connect, stream_key
 from pipeline.stores.embedded import EmbeddedRedis
 from pipeline.stores.lake import Lake
+from pipeline.stores.leases import Leases
 
 SETTINGS = {
     "PIPELINE_WINDOW_SECONDS": "10",
@@ -165,6 +166,14 @@ class Stack:
 
         return Streams(self.client).outstanding(partition)
 
+    def holders(self) -> dict[str, list[int]]:
+        """The partitions that each worker holds, by its name."""
+        found: dict[str, list[int]] = {}
+        for partition, owner in Leases(self.client, "harness", 1).holders(self.settings.partitions).items():
+            if owner:
+                found.setdefault(owner, []).append(partition)
+        return found
+
     def books(self) -> dict:
         return balance(self.client, self.lake(), self.semantics, self.settings.partitions)
 
@@ -185,6 +194,15 @@ class Stack:
 
     def logs(self) -> str:
         return "\n".join(f"== {path.name}\n{path.read_text(errors='replace')[-3000:]}" for path in sorted((self.folder / "logs").iterdir()))
+
+
+def peak_mb(pid: int) -> int:
+    """The most memory that a process has had; 0 where it is gone, or nobody can tell."""
+    try:
+        text = Path(f"/proc/{pid}/status").read_text()
+    except OSError:
+        return 0
+    return int(text.partition("VmHWM:")[2].split()[0]) >> 10
 
 
 def replay(stack: Stack, files: list[Path], *extra: str) -> dict:

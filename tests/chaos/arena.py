@@ -14,7 +14,7 @@ from pathlib import Path
 
 import httpx
 
-from pipeline.stores.connection import connect, lease_key
+from pipeline.stores.connection import connect
 from pipeline.stores.lake import Lake
 from tests.chaos.clocks import Clock
 from tests.chaos.ledger import Ledger
@@ -139,14 +139,9 @@ class Arena(Stack):
             all_of = {"worker": self.workers, "ingest": self.apis, "maintain": [self.maintainer]}[role]
             return [process for process in all_of if process.poll() is None]
 
-    def holders(self) -> dict[int, list[int]]:
+    def held_by_pid(self) -> dict[int, list[int]]:
         """pid -> partitions held, as Redis has it."""
-        found: dict[int, list[int]] = {}
-        for partition in range(self.settings.partitions):
-            owner = self.client.hget(lease_key(partition), "owner")
-            if owner:
-                found.setdefault(int(owner.decode().split("-")[-2]), []).append(partition)
-        return found
+        return {int(owner.split("-")[-2]): partitions for owner, partitions in self.holders().items()}
 
     @property
     def client(self):

@@ -63,7 +63,7 @@ def choose(arena: Arena, fault: Fault) -> subprocess.Popen:
     """The victim among the workers: one that holds partitions, where Redis can tell."""
     alive = arena.alive()
     with contextlib.suppress(redis.RedisError):
-        holders = arena.holders()
+        holders = arena.held_by_pid()
         alive = [worker for worker in alive if worker.pid in holders] or alive
     if not alive:
         raise Missed("no worker was up")
@@ -181,7 +181,7 @@ def _kill_worker(arena: Arena, fault: Fault) -> str:
 def _freeze_worker(arena: Arena, fault: Fault) -> str:
     """Past its lease, so that others take its partitions; then it comes back as a zombie and is refused."""
     victim = choose(arena, fault)
-    held = wait(lambda: len(found := arena.holders().get(victim.pid, [])) >= 2 and found, 5)
+    held = wait(lambda: len(found := arena.held_by_pid().get(victim.pid, [])) >= 2 and found, 5)
     with arena.doom(victim):
         said = victim.log.stat().st_size
         victim.send_signal(signal.SIGSTOP)
@@ -218,7 +218,7 @@ def _worker_joins(arena: Arena, fault: Fault) -> str:
     """One worker more takes its share; then one of them leaves."""
     joined = arena.join()
     try:
-        held = wait(lambda: arena.holders().get(joined.pid), BARRIER_SECONDS)
+        held = wait(lambda: arena.held_by_pid().get(joined.pid), BARRIER_SECONDS)
     except BaseException:
         arena.terminate(joined)
         raise

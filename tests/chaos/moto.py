@@ -6,11 +6,11 @@ import logging
 import os
 import sys
 
-from tests.chaos.process import die_with
+from pipeline.supervisor import outlive_not
 
 if __name__ == "__main__":
     from moto.server import main
 
-    die_with(os.getppid())
+    outlive_not(os.getppid(), lambda: os._exit(1))
     logging.getLogger("werkzeug").setLevel(logging.ERROR)
     main(["-H", "127.0.0.1", "-p", sys.argv[1]])

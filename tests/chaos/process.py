@@ -6,27 +6,14 @@ import faulthandler
 import os
 import signal
 import sys
-import threading
-import time
 from pathlib import Path
 
 from pipeline.__main__ import main
+from pipeline.supervisor import outlive_not
 from tests.chaos.barriers import INSTALL, Barriers, watch_clock
 
-
-def die_with(parent: int) -> None:
-    """Leave nothing behind, however the parent ended."""
-
-    def watch() -> None:
-        while os.getppid() == parent:
-            time.sleep(1)
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True, name="parent").start()
-
-
 if __name__ == "__main__":
-    die_with(os.getppid())
+    outlive_not(os.getppid(), lambda: os._exit(1))  # leave nothing behind, however the parent ended
     faulthandler.register(signal.SIGUSR1)  # where every thread stands, for whoever asks
     barriers = Barriers(Path(os.environ["CHAOS_CONTROL"]))
     INSTALL[sys.argv[1]](barriers)

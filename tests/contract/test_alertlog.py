@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import polars as pl
 import pytest
 
 from pipeline.stores.alertlog import NAMED, AlertLog, AlertReader
@@ -14,22 +13,6 @@ NONE = NAMED.to_frame()
 @pytest.fixture
 def token(client):
     return Leases(client, "holder", 60_000).acquire(0)
-
-
-def alert(device: str = "r1", **changed: object) -> dict:
-    return {
-        "device": device, "interface": 'eth0/1 "up"', "metric": "in-octets", "tags": '{"site":"zürich"}', "rule": "high",
-        "severity": 1, "firing": True, "since": 1_700_000_000_000_000, "time": 1_700_000_000_000_001, "value": 0.1 + 0.2, "bound": 5.0,
-        **changed,
-    }  # fmt: skip
-
-
-def frame(*alerts: dict) -> pl.DataFrame:
-    return pl.DataFrame(list(alerts), schema=NAMED)
-
-
-def transitions(client, partitions: int = 2) -> list[dict]:
-    return AlertReader.all_transitions(client, partitions)
 
 
 def test_a_reader_gets_each_transition_once_and_again_what_it_did_not_acknowledge(client, token):

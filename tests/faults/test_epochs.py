@@ -2,54 +2,19 @@
 
 from __future__ import annotations
 
-import asyncio
-import time
-
-import pytest
-
 from pipeline.core.schema import AGGREGATES
 from pipeline.errors import Unavailable
 from pipeline.isolation import step_safely
-from pipeline.stores.connection import GROUP, connect_async, lease_key, stream_key
-from pipeline.stores.streams import Appender, Group, Streams
-from pipeline.worker import Worker
-from tests.frames import payload
-from tests.harness import Stack, eventually
-
-S = 1_000_000
-PARTITION = 3
-
-
-@pytest.fixture
-def stack(tmp_path):
-    with Stack(tmp_path, fsync="everysec", PIPELINE_COMMIT_INTERVAL_MS="600000", PIPELINE_LEASE_MS="60000") as running:
-        yield running
-
-
-def append(stack, *moments: int) -> None:
-    async def run() -> None:
-        appender = Appender(connect_async(stack.settings.redis_url, 5), stack.settings.partitions, 300)
-        for moment in moments:
-            (entry,) = await appender.append([Group(PARTITION, payload("a", "x", moment * S, 1.0), 1, b"", 0)])
-            assert isinstance(entry, int), entry
-        await appender.close()
-
-    asyncio.run(run())
-
-
-def holder(stack, name: str) -> Worker:
-    """A worker that has taken all partitions and waits for nobody: its turns are ours to call."""
-    worker = Worker(stack.settings, name)
-    worker.start()
-    worker._membership()
-    worker._committed_at = time.monotonic()  # no commit of its own accord
-    return worker
+from pipeline.stores.connection import GROUP, stream_key
+from pipeline.stores.streams import Streams
+from tests.faults.by_hand import PARTITION, append, forget_leases, holder, stack  # noqa: F401 - a fixture
+from tests.harness import eventually
 
 
 def test_what_a_refused_commit_holds_is_never_settled(stack):
     """The new holder's commit is refused, as the zombie's came first; giving the partition back then settles nothing of it."""
     holder(stack, "zombie")  # it freezes at once
-    stack.client.delete(*(lease_key(partition) for partition in range(stack.settings.partitions)), "workers")
+    forget_leases(stack)
     second = holder(stack, "second")
     append(stack, 1_700_000_000, 1_700_000_005, 1_700_000_031, 1_700_000_062)  # closes windows
     stood = stack.lake().positions("aggregates", [PARTITION])[PARTITION]

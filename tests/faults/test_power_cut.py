@@ -2,46 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
-import time
-
-import pytest
-
-from pipeline.stores.connection import GROUP, connect_async, lease_key, stream_key
-from pipeline.stores.streams import Appender, Group
+from pipeline.stores.connection import GROUP, stream_key
 from pipeline.worker import Worker
-from tests.frames import payload
-from tests.harness import Stack
-
-S = 1_000_000
-PARTITION = 3
-
-
-@pytest.fixture
-def stack(tmp_path):
-    with Stack(tmp_path, fsync="everysec", PIPELINE_COMMIT_INTERVAL_MS="600000", PIPELINE_LEASE_MS="60000") as running:
-        yield running
-
-
-def append(stack, *moments: int) -> None:
-    async def run() -> None:
-        appender = Appender(connect_async(stack.settings.redis_url, 5), stack.settings.partitions, 300)
-        for moment in moments:
-            (entry,) = await appender.append([Group(PARTITION, payload("a", "x", moment * S, 1.0), 1, b"", 0)])
-            assert isinstance(entry, int), entry
-        await appender.close()
-
-    asyncio.run(run())
-
-
-def holder(stack, name: str) -> Worker:
-    """A worker that has taken all partitions; its turns are ours to call, its end is a kill."""
-    stack.client.delete(*(lease_key(partition) for partition in range(stack.settings.partitions)), "workers")
-    worker = Worker(stack.settings, name)
-    worker.start()
-    worker._membership()
-    worker._committed_at = time.monotonic()  # no commit of its own accord
-    return worker
+from tests.faults.by_hand import PARTITION, append, forget_leases, holder, stack  # noqa: F401 - a fixture
 
 
 def commit(worker: Worker) -> None:
@@ -64,6 +27,7 @@ def test_entries_whose_delivery_was_forgotten_are_replayed(stack):
     assert stack.lake().counts()["aggregated"] == 1
     forget_delivery(stack)
 
+    forget_leases(stack)
     second = holder(stack, "second")
     append(stack, 1_700_000_100)
     second.turn()

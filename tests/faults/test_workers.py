@@ -25,15 +25,6 @@ def stack(tmp_path):
         yield running
 
 
-def holders(stack) -> dict[str, list[int]]:
-    found: dict[str, list[int]] = {}
-    for partition in range(stack.settings.partitions):
-        owner = stack.client.hget(keys.lease_key(partition), "owner")
-        if owner:
-            found.setdefault(owner.decode(), []).append(partition)
-    return found
-
-
 def now_ms() -> int:
     return int(time.time() * 1000)
 
@@ -41,18 +32,18 @@ def now_ms() -> int:
 def test_workers_share_fairly_and_hand_over(stack):
     """A second worker gets half; a SIGTERM hands over at once; a kill -9 within the lease and a second."""
     stack.start(workers=1)
-    eventually(lambda: [len(p) for p in holders(stack).values()] == [16], 10, "one worker holds all")
+    eventually(lambda: [len(p) for p in stack.holders().values()] == [16], 10, "one worker holds all")
     second = stack.start_worker()
-    eventually(lambda: sorted(map(len, holders(stack).values())) == [8, 8], 15, "two workers hold half each")
+    eventually(lambda: sorted(map(len, stack.holders().values())) == [8, 8], 15, "two workers hold half each")
     began = time.monotonic()
     second.terminate()
-    eventually(lambda: [len(p) for p in holders(stack).values()] == [16], 5, "the first has all again")
+    eventually(lambda: [len(p) for p in stack.holders().values()] == [16], 5, "the first has all again")
     handed = time.monotonic() - began
     third = stack.start_worker()
-    eventually(lambda: sorted(map(len, holders(stack).values())) == [8, 8], 15, "two workers hold half each")
+    eventually(lambda: sorted(map(len, stack.holders().values())) == [8, 8], 15, "two workers hold half each")
     began = time.monotonic()
     third.kill()
-    eventually(lambda: [len(p) for p in holders(stack).values()] == [16], 10, "the first has all again")
+    eventually(lambda: [len(p) for p in stack.holders().values()] == [16], 10, "the first has all again")
     taken = time.monotonic() - began
     print(f"handed over {handed:.2f} s after SIGTERM; taken over {taken:.2f} s after kill -9 with a lease of 1 s")
     assert taken < 1 + 1 + 0.5, f"{taken:.2f} s"
@@ -61,12 +52,12 @@ def test_workers_share_fairly_and_hand_over(stack):
 def test_rules_by_put_reach_every_worker(stack):
     """Within 5 s, without a restart; a bad document changes nothing and is refused naming line and field."""
     stack.start(workers=2)
-    eventually(lambda: sorted(map(len, holders(stack).values())) == [8, 8], 15, "two workers hold half each")
+    eventually(lambda: sorted(map(len, stack.holders().values())) == [8, 8], 15, "two workers hold half each")
     devices = {}
     for n in range(100):  # one device in a partition of each worker
         from pipeline.core.partitions import partition_of
 
-        owner = next(name for name, mine in holders(stack).items() if partition_of(f"d{n}", 16) in mine)
+        owner = next(name for name, mine in stack.holders().items() if partition_of(f"d{n}", 16) in mine)
         devices.setdefault(owner, f"d{n}")
     document = "rules:\n  - name: odd\n    metric: strange-metric\n    upper:\n      warning: 41\n"
     bad = httpx.put(f"{stack.url}/v1/rules", content="rules:\n  - name: odd\n    metric: m\n    upper:\n      warning: much\n")
@@ -113,7 +104,7 @@ def test_an_alert_reaches_the_console_within_a_second_and_once(stack):
     for worker in stack.workers:
         worker.kill()
     stack.start_worker()
-    eventually(lambda: holders(stack) and len(next(iter(holders(stack).values()))) == 16, 15, "the new worker holds all")
+    eventually(lambda: stack.holders() and len(next(iter(stack.holders().values()))) == 16, 15, "the new worker holds all")
     stack.post([{"device": "r1", "metric": "heat", "value": 98, "timestamp": now_ms()}])
     time.sleep(1.5)
     assert len(alerts()) == 1, alerts()

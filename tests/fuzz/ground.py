@@ -14,7 +14,7 @@ import httpx
 import polars as pl
 import psutil
 
-from tests.harness import Stack
+from tests.harness import Stack, peak_mb
 
 SETTINGS = {
     "PIPELINE_PARTITIONS": "4",
@@ -147,12 +147,7 @@ class Ground:
 
     def peaks_mb(self) -> dict[str, int]:
         """The most memory that each process ever had."""
-        found = {}
-        for name, pid in self.pids.items():
-            with contextlib.suppress(OSError):
-                text = Path(f"/proc/{pid}/status").read_text()
-                found[name] = int(text.partition("VmHWM:")[2].split()[0]) >> 10
-        return found
+        return {name: peak_mb(pid) for name, pid in self.pids.items()}
 
     def neighbour(self) -> Neighbour:
         self._neighbours += 1

@@ -12,15 +12,14 @@ from collections.abc import Callable
 from concurrent.futures import Executor, Future
 
 import polars as pl
-import pyarrow as pa
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
 
 from pipeline.core.batch import State, step
+from pipeline.core.rules import SEVERITIES
 from pipeline.core.schema import SERIES_NAMES, split_entry_id
 from pipeline.errors import Fenced, Unavailable
 from pipeline.settings import load, semantics_of
-from pipeline.stores.codec import EVENTS_ARROW, encode
 from pipeline.stores.entries import to_batch
 from pipeline.stores.rulebook import read_document
 from pipeline.testing import (
@@ -35,6 +34,7 @@ from pipeline.testing import (
     Wire,
 )
 from pipeline.worker import Stores, Worker
+from tests.frames import payload_of
 from tests.oracle import Oracle
 
 S = 1_000_000
@@ -90,11 +90,7 @@ class Process:
 
 
 def _payload(rows: list[tuple[str, str, int, int]]) -> bytes:
-    device, metric, time, value = zip(*rows, strict=True)
-    blank = [""] * len(rows)
-    names = [pa.array(list(texts)).dictionary_encode() for texts in (device, blank, metric, blank)]
-    rest = [pa.array([64] * len(rows), pa.uint8()), pa.array([float(v) for v in value]), pa.nulls(len(rows), pa.uint64())]
-    return encode(pa.RecordBatch.from_arrays([*names, *rest, pa.array([t * S for t in time], pa.int64())], schema=EVENTS_ARROW))
+    return payload_of([(device, metric, time * S, value) for device, metric, time, value in rows], bits=64)
 
 
 class Machine(RuleBasedStateMachine):
@@ -244,11 +240,11 @@ class Machine(RuleBasedStateMachine):
         assert found == {key: value for oracle in oracles for key, value in oracle.revised.items()}
 
         whole = {partition: entries for partition, entries in self.redis.appended.items() if entries}
-        _, right = step(State(), to_batch(whole), read_document(RULES, 1), SEMANTICS)
+        state, right = step(State(), to_batch(whole), read_document(RULES, 1), SEMANTICS)
         anomalies = self.tables.table("anomalies")
         assert _texts(anomalies) == _texts(right.anomalies)
         raised = Counter(_transition(each) for of_partition in self.redis.transitions.values() for each in of_partition)
-        assert raised == Counter(_transition(each) for each in self._named(right.transitions, whole))
+        assert raised == Counter(_transition(each) for each in _named(right.transitions, state))
 
         counts, accepted = MemoryLake(self.tables).counts(), sum(self.redis.accepted.values())
         open_rows = sum(len(held) for oracle in oracles for held in oracle.open.values())
@@ -265,11 +261,10 @@ class Machine(RuleBasedStateMachine):
             oracle.apply(split_entry_id(entry.id)[0] * 1000, [(device, metric, time * S, value) for device, metric, time, value in rows])
         return oracle
 
-    @staticmethod
-    def _named(transitions: pl.DataFrame, whole: dict) -> list[dict]:
-        state, _ = step(State(), to_batch(whole), read_document(RULES, 1), SEMANTICS)
-        named = transitions.join(state.series.select("series", *SERIES_NAMES), on="series", how="left")
-        return named.with_columns(severity=(pl.col("severity") - 1).replace_strict(range(2), ("warning", "critical"))).to_dicts()
+
+def _named(transitions: pl.DataFrame, state: State) -> list[dict]:
+    named = transitions.join(state.series.select("series", *SERIES_NAMES), on="series", how="left")
+    return named.with_columns(severity=(pl.col("severity") - 1).replace_strict(range(2), SEVERITIES)).to_dicts()
 
 
 def _texts(frame: pl.DataFrame | None) -> list[str]:
