@@ -124,17 +124,17 @@ class MemoryStreams:
         if self._redis.partitions != partitions:
             raise Invalid(f"this Redis holds streams of {self._redis.partitions} partitions, not PIPELINE_PARTITIONS={partitions}")
 
-    def open(self, partition: int, token: int, position: int, accepted: int) -> bool:
-        return self._wire.call(self._open, partition, token, position, accepted)
+    def open(self, partition: int, token: int, position: int, newest: int, accepted: int) -> bool:
+        return self._wire.call(self._open, partition, token, position, newest, accepted)
 
-    def _open(self, partition: int, token: int, position: int, accepted: int) -> bool:
+    def _open(self, partition: int, token: int, position: int, newest: int, accepted: int) -> bool:
         self._redis.fence(partition, token)
         made = partition not in self._redis.streams
         if made:
             self._redis.streams[partition] = _Stream(delivered=max(position, 0))
             self._redis.accepted[partition] = accepted
         stream = self._redis.streams[partition]
-        stream.last = max(stream.last, position)  # ids must not run backwards
+        stream.last = max(stream.last, newest)  # ids must not run backwards
         return made
 
     def exists(self, partition: int) -> bool:
@@ -279,14 +279,15 @@ class MemoryAlertLog:
 class MemoryRulebook:
     """What a worker asks of `stores.rulebook.Rulebook`."""
 
-    def __init__(self, redis: MemoryRedis, default: str = "rules: []\n") -> None:
+    def __init__(self, redis: MemoryRedis, default: str = "rules: []\n", wire: Wire | None = None) -> None:
         self._redis, self._default = redis, default
+        self._wire = wire or Wire()
 
     def version(self) -> int:
-        return len(self._redis.documents)
+        return self._wire.call(lambda: len(self._redis.documents))
 
     def get(self) -> Version:
-        return Version(len(self._redis.documents), self._redis.documents[-1], "", 0)
+        return self._wire.call(lambda: Version(len(self._redis.documents), self._redis.documents[-1], "", 0))
 
     def set_default(self) -> None:
         if not self._redis.documents:

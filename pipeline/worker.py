@@ -27,7 +27,7 @@ from pipeline.core.batch import Output, State
 from pipeline.core.recovery import recover
 from pipeline.core.rules import SEVERITIES, Rules
 from pipeline.core.schema import SERIES_NAMES
-from pipeline.errors import Fenced, PipelineError, Unavailable
+from pipeline.errors import Fenced, Invalid, PipelineError, Unavailable
 from pipeline.isolation import step_safely
 from pipeline.settings import Settings, backoff_seconds, semantics_of
 from pipeline.stores.alertlog import NAMED, AlertLog
@@ -144,7 +144,7 @@ class Worker:
                     log.warning(warning)
                 self._streams.agree(self._settings.partitions)
                 self._lake.create(self._semantics, self._settings.partitions)
-                self._reload_rules()
+                self._load_rules()  # without them all alerts that stand would be withdrawn
                 return
             except Unavailable as error:
                 self._back_off(error)
@@ -156,20 +156,29 @@ class Worker:
         self._stopping.wait(backoff_seconds(self._failures, self._settings.backoff_max_seconds))
 
     def _reload_rules(self) -> None:
-        """Pick up a new version; the main loop swaps it in between two micro-batches. A bad one changes nothing."""
+        """Pick up a new version; the main loop swaps it in between two micro-batches."""
         try:
-            if self._document is None:
-                self._rulebook.set_default()
-            elif self._rulebook.version() == 0:
-                self._rulebook.restore(self._document)
-            newest = self._rulebook.get()
             self._streams.agree(self._settings.partitions)  # also in a Redis that lost its memory
-            if (newest.number, newest.document) != (self._rules.version, self._document):
-                self._rules = read_document(newest.document, newest.number)
-                self._document = newest.document
-                log.info("rules version %d", newest.number)
+            self._load_rules()
         except PipelineError as error:
             log.warning("rules stay at version %d: %s", self._rules.version, error)
+
+    def _load_rules(self) -> None:
+        """Take over the newest version; a document that is not valid changes nothing. Unavailable: Redis is away."""
+        if self._document is None:
+            self._rulebook.set_default()
+        elif self._rulebook.version() == 0:
+            self._rulebook.restore(self._document)
+        newest = self._rulebook.get()
+        if (newest.number, newest.document) == (self._rules.version, self._document):
+            return
+        try:
+            self._rules = read_document(newest.document, newest.number)
+        except Invalid as error:
+            log.warning("rules stay at version %d: %s", self._rules.version, error)
+            return
+        self._document = newest.document
+        log.info("rules version %d", newest.number)
 
     def _renew(self) -> None:
         while not self._stopping.wait(self._settings.lease_ms / 4000):
@@ -230,9 +239,10 @@ class Worker:
         if position >= 0 and not self._streams.exists(partition):
             accounted = self._reading_lake.accounted([partition])[partition]
             log.warning("partition %d: Redis lost its stream; it goes on at the committed position %d", partition, position)
-        self._streams.open(partition, holding.token, position, accounted)
-        pending = self._history(partition, holding.token, position)
         stands, alerts = self._alertlog.load(partition)
+        newest = max(stands, *holding.tables.values())
+        self._streams.open(partition, holding.token, position, newest, accounted)
+        pending = self._history(partition, holding.token, newest)
         before = [entry for entry in pending if entry.id <= position]
         state = recover(partition, position, last_rows, to_batch({partition: before}), alerts, self._semantics)
         holding.pending = [entry.id for entry in pending]
@@ -254,11 +264,11 @@ class Worker:
             self._keep(output, state)
         self._state = self._state.with_partition(state)
 
-    def _history(self, partition: int, token: int, position: int) -> list[Entry]:
+    def _history(self, partition: int, token: int, newest: int) -> list[Entry]:
         """All pending entries of a partition: delivered to a holder before, and not settled.
 
-        A Redis that lost the last second may have forgotten that it delivered them: up to the committed position, new
-        entries are history, too.
+        A Redis that lost the last second may have forgotten that it delivered them: up to `newest`, the last that any table
+        or the alerts stand for, new entries are history, too.
         """
         entries: list[Entry] = []
         after: int | None = 0
@@ -270,7 +280,7 @@ class Worker:
             entries += reply
             if reply and after is not None:
                 after = reply[-1].id
-            elif (not reply and after is None) or (entries and entries[-1].id >= position):
+            elif (not reply and after is None) or (entries and entries[-1].id >= newest):
                 return entries
             else:
                 after = None

@@ -157,12 +157,12 @@ class Streams:
             wanted = f"PIPELINE_PARTITIONS={partitions}"
             raise Invalid(f"this Redis holds streams of {found} partitions, not {wanted}: set that, or use another Redis")
 
-    def open(self, partition: int, token: int, position: int, accepted: int) -> bool:
-        """Make stream and group at the committed position where they are absent; True where they were. Ids go on after it.
+    def open(self, partition: int, token: int, position: int, newest: int, accepted: int) -> bool:
+        """Make stream and group at the committed position where they are absent; True where they were. Ids go on after `newest`.
 
         `accepted`: events of this partition that the lake accounts for; the books of a Redis that lost its memory start from it.
         """
-        arguments = [token, GROUP, format_id(position), accepted]
+        arguments = [token, GROUP, format_id(position), accepted, format_id(newest)]
         with translated(partition):
             lease, stream, books = keys.lease_key(partition), keys.stream_key(partition), keys.books_key(partition)
             return bool(self._scripts.call("open", [lease, stream, books], arguments))

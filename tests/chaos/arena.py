@@ -28,6 +28,7 @@ ROOT = Path(__file__).parents[2]
 WORKERS, APIS = 3, 2
 LEASE_MS = 1000
 STOP_SECONDS = 40
+START_SECONDS = 15  # after which a process has its signal handlers
 SETTINGS = {
     "PIPELINE_WINDOW_SECONDS": str(WINDOW_SECONDS),
     "PIPELINE_DISORDER_SECONDS": str(DISORDER_SECONDS),
@@ -101,7 +102,7 @@ class Arena(Stack):
                 [sys.executable, "-m", "tests.chaos.process", *arguments],
                 env=environment, stdout=log, stderr=log, stdin=subprocess.DEVNULL, cwd=self.folder,
             )  # fmt: skip
-        process.log = path
+        process.log, process.began = path, time.monotonic()
         return process
 
     def begin(self) -> None:
@@ -213,10 +214,13 @@ class Arena(Stack):
         leaving = [*self.workers, self.maintainer, *self.apis]
         for process in leaving:
             process.send_signal(signal.SIGTERM)
-        deadline = time.monotonic() + STOP_SECONDS
+        told = time.monotonic()
+        deadline = told + STOP_SECONDS
         for process in leaving:
             try:
-                if process.wait(max(0.1, deadline - time.monotonic())) != 0:
+                ended = process.wait(max(0.1, deadline - time.monotonic()))
+                unaware = ended == -signal.SIGTERM and told - process.began < START_SECONDS  # it was just starting
+                if ended != 0 and not unaware:
                     self.unexpected.append(f"{process.log.name} ended with {process.returncode} on SIGTERM")
             except subprocess.TimeoutExpired:
                 process.send_signal(signal.SIGUSR1)  # where it stands goes to its log

@@ -12,6 +12,7 @@ from collections import deque
 from pathlib import Path
 
 LOST_SECONDS = 1.0
+LAG_SECONDS = 0.5  # a size that was seen earlier than so long before that second says nothing of it
 
 
 class AppendOnlyFile:
@@ -48,9 +49,11 @@ class AppendOnlyFile:
     def cut(self, died_at: float) -> int:
         """Take from the file what came within the last second before `died_at`; the bytes that went. Redis must be dead."""
         path = self._current()
-        before = [size for at, of, size in self._sizes if of == path and at <= died_at - LOST_SECONDS]
+        earliest, latest = died_at - LOST_SECONDS - LAG_SECONDS, died_at - LOST_SECONDS
+        known = [size for at, of, size in self._sizes if of == path and earliest <= at <= latest]
         now = path.stat().st_size
-        keep = before[-1] if before else now  # the file was begun within this second: what it holds was synced then
+        # None: the file was begun within this second, and what it holds was synced then; or we looked too late to know.
+        keep = known[-1] if known else now
         with path.open("r+b") as file:
             file.truncate(keep)
         return now - keep

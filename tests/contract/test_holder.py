@@ -5,6 +5,7 @@ from __future__ import annotations
 import polars as pl
 import pytest
 
+from pipeline.core.schema import entry_id
 from pipeline.errors import Fenced, Unavailable
 from pipeline.stores.alertlog import NAMED
 from pipeline.stores.streams import Settlement
@@ -25,9 +26,9 @@ def token(world):
     return world.leases("holder").acquire(0)
 
 
-def held(world, owner="a", partition=0, position=-1):
+def held(world, owner="a", partition=0, position=-1, newest=None):
     token = world.leases(owner).acquire(partition)
-    world.streams().open(partition, token, position, 0)
+    world.streams().open(partition, token, position, position if newest is None else newest, 0)
     return token
 
 
@@ -37,6 +38,15 @@ def test_nothing_is_appended_before_a_holder_has_opened_the_partition(world):
     held(world)
     assert world.append() < world.append()
     assert world.streams().accepted(0) == 2
+
+
+def test_ids_go_on_after_the_newest_that_anything_stands_for(world):
+    """Also in a stream that was made again, where what was committed last lies ahead of Redis' clock."""
+    position, newest = entry_id(4_000_000_000_000, 0), entry_id(4_000_000_000_000, 7)
+    token = held(world, position=position, newest=newest)
+    entry = world.append()
+    assert entry > newest
+    assert [each.id for each in world.streams().read({0: token}, 10, {})[0]] == [entry]
 
 
 def test_a_zombie_changes_nothing(world):

@@ -84,7 +84,7 @@ class Process:
         wire = self.wire
         stores = Stores(
             MemoryStreams(redis, wire), MemoryLeases(redis, name, SETTINGS.lease_ms, wire), MemoryAlertLog(redis, wire),
-            MemoryRulebook(redis, RULES), MemoryLake(tables, wire), MemoryLake(tables, wire), list,
+            MemoryRulebook(redis, RULES, wire), MemoryLake(tables, wire), MemoryLake(tables, wire), list,
         )  # fmt: skip
         self.worker = Worker(SETTINGS, name, stores, clock, self.committer)
 
@@ -149,12 +149,14 @@ class Machine(RuleBasedStateMachine):
         self.redis.now_ms += seconds * 1000
 
     @precondition(lambda self: len(self.processes) < PROCESSES_MAX)
-    @rule()
-    def join(self) -> None:
+    @rule(after=st.integers(0, 4), how=st.sampled_from(("", "", "refused", "lost", "dies before", "dies after")))
+    def join(self, after: int = 0, how: str = "") -> None:
         self.started += 1
         process = Process(f"w{self.started}", self.redis, self.tables, lambda: self.seconds)
         self.processes.append(process)
-        process.worker.start()
+        if how:
+            process.wire.bend(after, how)
+        self._run(process, process.worker.start)
 
     @rule(
         number=st.integers(0, 5), turns=st.integers(1, 3), looks=st.sampled_from((0, 0, 1, 3)), after=st.integers(0, 12),
@@ -211,7 +213,8 @@ class Machine(RuleBasedStateMachine):
             process.wire.bend(-1, "")
             self._run(process, process.worker.turn)
         self.processes.clear()
-        self.redis.now_ms += 60_000  # a clock that was set back makes leases long
+        leases_end = max((until for _, _, until in self.redis.leases.values()), default=0)  # a clock set back makes them long
+        self.redis.now_ms = max(self.redis.now_ms, leases_end) + 60_000
         self.join()
         for _ in range(3):
             self.work(0)

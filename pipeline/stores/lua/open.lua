@@ -1,8 +1,8 @@
 -- fenced
 -- Make the stream and its group where they are absent. KEYS: lease, stream, books.
--- ARGV: token, group, committed position ("ms-seq"), accepted events as the lake knows them.
--- A Redis that lost its memory, or the end of it, is behind the committed position. Ids must not run backwards, also where
--- its clock does: an entry with an id before the position would be taken for one that is counted already.
+-- ARGV: token, group, committed position ("ms-seq"), accepted events as the lake knows them, the newest id that any table or
+-- the alerts stand for. A Redis that lost its memory, or the end of it, is behind these. Ids must not run backwards, also
+-- where its clock does: an entry with an id before them would be taken for one that is counted already.
 local function group_exists()
   if redis.call('EXISTS', KEYS[2]) == 0 then return false end
   for _, group in ipairs(redis.call('XINFO', 'GROUPS', KEYS[2])) do
@@ -30,8 +30,8 @@ if not group_exists() then
   end
 end
 local last_ms, last_sequence = parts(last_id())
-local ms, sequence = parts(ARGV[3])
+local ms, sequence = parts(ARGV[5])
 if last_ms < ms or (last_ms == ms and last_sequence < sequence) then
-  redis.call('XSETID', KEYS[2], ARGV[3])
+  redis.call('XSETID', KEYS[2], ARGV[5])
 end
 return made
