@@ -205,13 +205,19 @@ class MemoryLeases:
 
     def _heartbeat(self, leaving: bool) -> list[str]:
         now = self._redis.now_ms
-        members = {name: at for name, at in self._redis.members.items() if name != self._owner and at > now - self._ttl_ms}
+        members = {name: min(at, now) for name, at in self._redis.members.items() if name != self._owner and at > now - self._ttl_ms}
         self._redis.members = members if leaving else {**members, self._owner: now}
         return sorted(self._redis.members)
 
     def holders(self, partitions: int) -> dict[int, str | None]:
-        found = {partition: self._redis.holder(partition) for partition in range(partitions)}
-        return self._wire.call(lambda: {partition: held[1] if held else None for partition, held in found.items()})
+        return self._wire.call(lambda: {partition: self._holder(partition) for partition in range(partitions)})
+
+    def _holder(self, partition: int) -> str | None:
+        if (held := self._redis.holder(partition)) is None:
+            return None
+        token, owner, until = self._redis.leases[partition]
+        self._redis.leases[partition] = (token, owner, min(until, self._redis.now_ms + self._ttl_ms))
+        return held[1]
 
     def acquire(self, partition: int | str) -> int | None:
         return self._wire.call(self._acquire, partition)

@@ -30,12 +30,12 @@ class Leases:
         return sorted(member.decode() for member in members)
 
     def holders(self, partitions: int) -> dict[int, str | None]:
-        """Who holds each partition now; None: nobody."""
+        """Who holds each partition now; None: nobody. Leases that a clock set back made longer than they may be are cut."""
         with translated():
-            pipe = self._redis.pipeline(transaction=False)
-            for partition in range(partitions):
-                pipe.hget(keys.lease_key(partition), "owner")
-            owners = pipe.execute()
+            owners = self._scripts.calls("holder", [([keys.lease_key(partition)], [self._ttl_ms]) for partition in range(partitions)])
+            for owner in owners:
+                if isinstance(owner, RedisError):
+                    raise owner
         return {partition: owner.decode() if owner else None for partition, owner in enumerate(owners)}
 
     def acquire(self, partition: int | str) -> int | None:

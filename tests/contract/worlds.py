@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import time
 
 from pipeline.errors import Unavailable
 from pipeline.stores import connection as keys
 from pipeline.stores.alertlog import AlertLog, AlertReader
 from pipeline.stores.connection import connect_async, format_id
-from pipeline.stores.leases import Leases
+from pipeline.stores.leases import MEMBERS, Leases
 from pipeline.stores.streams import Appender, Group, Streams
 from pipeline.testing import MemoryAlertLog, MemoryLeases, MemoryRedis, MemoryStreams
 
@@ -47,10 +48,19 @@ class RedisWorld:
         """The lease of a partition runs out."""
         self.client.delete(keys.lease_key(partition))
 
+    def set_back(self, partition: int, ms: int) -> None:
+        """The server's clock is set back: what was to expire does so later."""
+        self.client.pexpire(keys.lease_key(partition), self.client.pttl(keys.lease_key(partition)) + ms)
+        for member in self.client.zrange(MEMBERS, 0, -1):
+            self.client.zincrby(MEMBERS, ms, member)
+
     def forget(self) -> None:
         """The server loses its memory."""
         self.client.flushall()
         self.client.set(keys.PARTITIONS, 2)
+
+    def pass_time(self, ms: int) -> None:
+        time.sleep(ms / 1000)
 
     def lose(self, partition: int, entry: int) -> None:
         """Somebody deletes an entry."""
@@ -81,8 +91,14 @@ class MemoryWorld:
     def expire(self, partition: int) -> None:
         del self.redis.leases[partition]
 
+    def set_back(self, partition: int, ms: int) -> None:
+        self.redis.now_ms -= ms
+
     def forget(self) -> None:
         self.redis = MemoryRedis(now_ms=self.redis.now_ms + 1, partitions=2)
+
+    def pass_time(self, ms: int) -> None:
+        self.redis.now_ms += ms
 
     def lose(self, partition: int, entry: int) -> None:
         del self.redis.streams[partition].entries[entry]

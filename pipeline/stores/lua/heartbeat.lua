@@ -6,5 +6,8 @@ if ARGV[3] == '1' then
 else
   redis.call('ZREM', KEYS[1], ARGV[1])
 end
+for _, name in ipairs(redis.call('ZRANGEBYSCORE', KEYS[1], '(' .. now, '+inf')) do
+  redis.call('ZADD', KEYS[1], now, name) -- the clock was set back: who lives will say so again, who does not must not live on
+end
 redis.call('ZREMRANGEBYSCORE', KEYS[1], '-inf', now - ARGV[2])
 return redis.call('ZRANGE', KEYS[1], 0, -1)
