@@ -16,7 +16,7 @@ import time
 from pathlib import Path
 
 from tests.chaos import clocks, report, schedule
-from tests.chaos.leg import DISK_BYTES, failed, run
+from tests.chaos.leg import DISK_BYTES, failed, lines_of, run
 from tests.chaos.profiles import PROFILES
 
 LEG_SECONDS_MAX = 300
@@ -45,6 +45,8 @@ def main(arguments: list[str] | None = None) -> int:
         tell(f"-- leg {leg.number}: {leg.profile}")
         results.append(run(leg, folder / f"leg-{leg.number}", obstacles, tell))
         tell(f"-- leg {leg.number}: {'FAILED ' + str(results[-1].verdict.wrong()) if failed(results[-1]) else 'ok'}")
+        for finding in results[-1].verdict.findings:
+            tell("\n".join(lines_of(finding, results[-1])))
         if failed(results[-1]) and not args.keep_going:
             break
     if not any(map(failed, results)):

@@ -122,14 +122,18 @@ def _kill_at(arena: Arena, fault: Fault, barrier: str) -> str:
     else:
         found = armed(arena, barrier, None)
     if barrier == "in_compaction":
-        found["commit"] = "made" if _compacted_since(arena, found.pop("version")) else "not made"
+        found["commit"] = _compacted_since(arena, found.pop("version"))
     return _gone(barrier, found)
 
 
-def _compacted_since(arena: Arena, version: int) -> bool:
+def _compacted_since(arena: Arena, version: int) -> str:
     """Whether the log of `aggregates` has a compaction after this version: the one that was cut short, as it has no successor yet."""
-    table = DeltaTable(f"{arena.settings.lake}/aggregates", storage_options=arena.store.environment() if arena.store else None)
-    return any(commit["operation"] == "OPTIMIZE" and commit["version"] > version for commit in table.history(limit=20))
+    try:
+        table = DeltaTable(f"{arena.settings.lake}/aggregates", storage_options=arena.store.environment() if arena.store else None)
+        made = any(commit["operation"] == "OPTIMIZE" and commit["version"] > version for commit in table.history(limit=20))
+    except OSError:  # another fault keeps the store from us as well
+        return "unknown"
+    return "made" if made else "not made"
 
 
 def _kill_in_hand_over(arena: Arena, fault: Fault) -> str:
@@ -268,8 +272,8 @@ def _power_cut(arena: Arena, fault: Fault) -> str:
     with alone(arena.redis_busy):
         arena.kill_redis()
         died = time.monotonic()
-        lost = arena.aof.cut(died)
         arena.power_cuts.append(arena.clock())
+        lost = arena.aof.cut(died)
         arena.start_redis()
     if not lost:
         raise Missed("nothing was written within the last second")
