@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections import Counter
 from itertools import chain
 from pathlib import Path
 
@@ -70,8 +71,7 @@ class Arena(Stack):
         self.maintainer: subprocess.Popen | None = None
         self.wanted_workers = WORKERS
         self.unexpected: list[str] = []  # processes that ended and were not told to
-        self._doomed: set[int] = set()  # pids whose end is a fault's work
-        self._leaving: set[int] = set()  # of them those that were told to end
+        self._doomed: Counter[int] = Counter()  # pids whose end is a fault's work, and how many faults are at it
         self._lock = threading.RLock()
         self._over = threading.Event()
         self._tender = threading.Thread(target=self._tend, name="tender")
@@ -132,7 +132,7 @@ class Arena(Stack):
     def alive(self) -> list[subprocess.Popen]:
         """Workers that run and are not about to die of a fault."""
         with self._lock:
-            return [worker for worker in self.workers if worker.poll() is None and worker.pid not in self._doomed]
+            return [worker for worker in self.workers if worker.poll() is None and not self._doomed[worker.pid]]
 
     def of_role(self, role: str) -> list[subprocess.Popen]:
         """The processes of a role that run."""
@@ -156,19 +156,18 @@ class Arena(Stack):
         """From here on the end of this process is no surprise, and no other fault takes it for its victim; if it goes on
         after this although it was not told to end, it is one of the others again."""
         with self._lock:
-            self._doomed.add(process.pid)
+            self._doomed[process.pid] += 1
         try:
             yield
         finally:
-            if process.poll() is None and process.pid not in self._leaving:
+            if process.poll() is None:
                 with self._lock:
-                    self._doomed.discard(process.pid)
+                    self._doomed[process.pid] -= 1
 
     def terminate(self, process: subprocess.Popen) -> None:
         """SIGTERM: it will end, sooner or later."""
         with self._lock:
-            self._doomed.add(process.pid)
-            self._leaving.add(process.pid)
+            self._doomed[process.pid] += 1
         process.terminate()
 
     def join(self) -> subprocess.Popen:
@@ -203,7 +202,7 @@ class Arena(Stack):
         killed = process.returncode == -signal.SIGKILL and any(
             not marker.name.startswith("clock") for marker in (self.control / "landed").glob(f"*@{process.pid}-*")
         )
-        if process.pid not in self._doomed and not killed:
+        if not self._doomed[process.pid] and not killed:
             words = process.log.read_text(errors="replace").strip().splitlines()[-1:]
             self.unexpected.append(f"{process.log.name} (pid {process.pid}) ended with {process.returncode}: {' '.join(words)}")
 
