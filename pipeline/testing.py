@@ -210,9 +210,12 @@ class MemoryLeases:
         return sorted(self._redis.members)
 
     def holders(self, partitions: int) -> dict[int, str | None]:
-        return self._wire.call(lambda: {partition: self._holder(partition) for partition in range(partitions)})
+        return self._wire.call(lambda: {p: held[1] if (held := self._redis.holder(p)) else None for p in range(partitions)})
 
-    def _holder(self, partition: int) -> str | None:
+    def tend(self, partitions: int) -> dict[int, str | None]:
+        return self._wire.call(lambda: {partition: self._tend(partition) for partition in range(partitions)})
+
+    def _tend(self, partition: int) -> str | None:
         if (held := self._redis.holder(partition)) is None:
             return None
         token, owner, until = self._redis.leases[partition]

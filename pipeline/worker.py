@@ -199,7 +199,7 @@ class Worker:
         self._member_at = self._clock()
         workers = self._leases.heartbeat()
         self._members = len(workers)
-        wanted = plan(self.name, workers, self._leases.holders(self._settings.partitions))
+        wanted = plan(self.name, workers, self._leases.tend(self._settings.partitions))
         # A lease that says it is ours but that we do not hold is of an earlier process of this name: it expires.
         if give := [partition for partition in wanted.release if partition in self._held]:
             self._hand_over(give)

@@ -30,13 +30,21 @@ class Leases:
         return sorted(member.decode() for member in members)
 
     def holders(self, partitions: int) -> dict[int, str | None]:
-        """Who holds each partition now; None: nobody. Leases that a clock set back made longer than they may be are cut."""
+        """Who holds each partition now; None: nobody."""
+        with translated():
+            pipe = self._redis.pipeline(transaction=False)
+            for partition in range(partitions):
+                pipe.hget(keys.lease_key(partition), "owner")
+            return _named(pipe.execute())
+
+    def tend(self, partitions: int) -> dict[int, str | None]:
+        """The same, and leases that a clock set back made longer than they may be are cut."""
         with translated():
             owners = self._scripts.calls("holder", [([keys.lease_key(partition)], [self._ttl_ms]) for partition in range(partitions)])
             for owner in owners:
                 if isinstance(owner, RedisError):
                     raise owner
-        return {partition: owner.decode() if owner else None for partition, owner in enumerate(owners)}
+        return _named(owners)
 
     def acquire(self, partition: int | str) -> int | None:
         """The fencing token of the new lease; None where another holds it."""
@@ -58,3 +66,7 @@ class Leases:
         """Give the lease back. Fenced: it is another's already."""
         with translated(partition):
             self._scripts.call("release", [keys.lease_key(partition)], [token])
+
+
+def _named(owners: list[bytes | None]) -> dict[int, str | None]:
+    return {partition: owner.decode() if owner else None for partition, owner in enumerate(owners)}

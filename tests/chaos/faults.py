@@ -19,6 +19,7 @@ from typing import BinaryIO
 import redis
 from deltalake import DeltaTable
 
+from pipeline.errors import PipelineError
 from tests.chaos import objectstore, profiles
 from tests.chaos.arena import LEASE_MS, Arena
 from tests.chaos.schedule import Fault
@@ -45,7 +46,7 @@ def run(arena: Arena, fault: Fault) -> str:
         if kind == "s3":
             return _bend(arena, fault, rest)
         return _KINDS[fault.kind](arena, fault)
-    except redis.RedisError as error:
+    except (redis.RedisError, PipelineError) as error:
         raise Missed(f"Redis was away: {error}") from error
 
 
@@ -62,7 +63,7 @@ def wait(holds: Callable[[], object], seconds: float) -> object:
 def choose(arena: Arena, fault: Fault) -> subprocess.Popen:
     """The victim among the workers: one that holds partitions, where Redis can tell."""
     alive = arena.alive()
-    with contextlib.suppress(redis.RedisError):
+    with contextlib.suppress(redis.RedisError, PipelineError):
         holders = arena.held_by_pid()
         alive = [worker for worker in alive if worker.pid in holders] or alive
     if not alive:
