@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import os
+import random
 import signal
 import socket
 from collections.abc import AsyncIterator
@@ -16,6 +18,7 @@ from starlette.exceptions import HTTPException
 from starlette.routing import Route
 
 from api import docs
+from api.admission import Gate
 from api.endpoint import EventsEndpoint, Receive, Scope, Send
 from api.health import add_health
 from api.ingest import Ingest, Store
@@ -23,9 +26,10 @@ from api.protocol import guarded
 from api.rules import rules_router
 from pipeline.errors import Invalid
 from pipeline.settings import Settings
+from pipeline.stores.admission import Desk
 from pipeline.stores.alertlog import AlertLog
 from pipeline.stores.connection import connect, connect_async
-from pipeline.stores.rulebook import Rulebook
+from pipeline.stores.rulebook import Rulebook, limits_of
 from pipeline.stores.streams import Appender
 
 BACKLOG = 2048
@@ -46,9 +50,9 @@ class IngestApp(FastAPI):
             await super().__call__(scope, receive, send)
 
 
-def create_app(settings: Settings, appender: Store, rules: APIRouter | None = None) -> FastAPI:
-    """The application over a store, which is closed with it; and the rules' endpoints where there are any."""
-    ingest = Ingest(settings, appender)
+def create_app(settings: Settings, appender: Store, rules: APIRouter | None = None, gate: Gate | None = None) -> FastAPI:
+    """The application over a store, which is closed with it; and the rules' endpoints and a gate where there are any."""
+    ingest = Ingest(settings, appender, gate)
     endpoint = EventsEndpoint(settings, ingest)
 
     @contextlib.asynccontextmanager
@@ -119,17 +123,20 @@ def serve(settings: Settings, listener: socket.socket | None = None, appender: S
 
     Set POLARS_MAX_THREADS=1 in the environment: Polars reads it when it is imported, and its threads cost more here than they save.
     """
-    rules = None
+    rules = gate = None
     if appender is None:
         if settings.redis_url is None:
             raise Invalid("PIPELINE_REDIS_URL is not set: which Redis takes the events?")
         client = connect_async(settings.redis_url, settings.redis_timeout_seconds)
         appender = Appender(client, settings.partitions, settings.idempotency_seconds)
         stores = connect(settings.redis_url, settings.redis_timeout_seconds)
-        rules = rules_router(Rulebook(stores), AlertLog(stores), settings.partitions)
+        rulebook = Rulebook(stores)
+        rules = rules_router(rulebook, AlertLog(stores), settings.partitions)
+        desk = Desk(client, settings.partitions, f"{socket.gethostname()}-{os.getpid()}-{random.getrandbits(32):08x}")
+        gate = Gate(settings.partitions, desk, lambda: limits_of(rulebook), settings.rules_reload_seconds)
     listener = listener or bind(settings)
     config = uvicorn.Config(
-        create_app(settings, appender, rules),
+        create_app(settings, appender, rules, gate),
         loop="uvloop",
         http=guarded(settings.request_seconds_max),
         ws="none",

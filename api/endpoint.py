@@ -71,7 +71,7 @@ class EventsEndpoint:
         await send({"type": "http.response.body", "body": answer})
 
     async def _take(self, scope: Scope, receive: Receive, headers: list[tuple[bytes, bytes]]) -> bytes:
-        content_type, encoding, key = b"", b"", None
+        content_type, encoding, key, whole = b"", b"", None, True
         for name, value in scope["headers"]:
             if name == b"content-type":
                 content_type = value
@@ -79,6 +79,8 @@ class EventsEndpoint:
                 encoding = value
             elif name == b"idempotency-key":
                 key = value
+            elif name == b"prefer":
+                whole = b"handling=lenient" not in value.lower()
             elif name == b"content-length" and value.isdigit() and int(value) > self._bytes_max:
                 raise self._too_large()
         message = await receive()
@@ -97,8 +99,8 @@ class EventsEndpoint:
         else:
             body = self._decode(payload, content_type.decode("latin-1"), encoding.decode("latin-1"))
         if key is None:
-            return models.answer(*await self._ingest.submit(body, arrival_us))
-        answer, replay = await self._ingest.once(key.decode("latin-1"), payload, body, arrival_us)
+            return models.answer(*await self._ingest.submit(body, arrival_us, whole=whole))
+        answer, replay = await self._ingest.once(key.decode("latin-1"), payload, body, arrival_us, whole)
         if replay:
             headers.append((b"idempotent-replay", b"true"))
         return answer
@@ -125,7 +127,7 @@ class EventsEndpoint:
                 if size > self._bytes_max:
                     raise self._too_large()
                 if self._reading_bytes > self._reading_bytes_max:
-                    raise Refusal(503, "busy", "too many large bodies are being read already", retry_after_seconds=1)
+                    raise Refusal(429, "busy", "too many large bodies are being read already", retry_after_seconds=1)
                 if not message.get("more_body"):
                     return b"".join(parts)
                 message = await receive()
@@ -141,7 +143,7 @@ class EventsEndpoint:
 
         size = len(payload) * (_COMPRESSION if encoding else 1)
         if self._reading_bytes + size > self._reading_bytes_max and self._reading_bytes:
-            raise Refusal(503, "busy", "too many large bodies are being decoded already", retry_after_seconds=1)
+            raise Refusal(429, "busy", "too many large bodies are being decoded already", retry_after_seconds=1)
         self._reading_bytes += size
         try:
             return await asyncio.get_running_loop().run_in_executor(self._decoder, work)

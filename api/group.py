@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+import zlib
+from collections.abc import Callable, Collection, Sequence
 from functools import cached_property, lru_cache
 from typing import NamedTuple
 
@@ -11,6 +12,7 @@ import numpy as np
 import polars as pl
 import pyarrow as pa
 
+from api.admission import Left
 from api.columns import coded
 from api.decode import Body
 from api.models import ERRORS_SHOWN_MAX
@@ -22,11 +24,16 @@ from pipeline.stores.streams import Group
 
 
 class Outcome(NamedTuple):
-    """What became of one body: `errors` are (index, field, reason), in order, cut to those that are shown."""
+    """What became of one body: `errors` are (index, field, reason), in order, cut to those that are shown.
+
+    `not_admitted`: the places of the rows to be sent again, after `wait_seconds`. Neither accepted nor rejected are any of them.
+    """
 
     accepted: int
     rejected: int
     errors: list[tuple[int, str, str]]
+    not_admitted: list[int] | None = None
+    wait_seconds: float = 0.0
 
 
 _SMALL_ROWS = 64  # up to here a dict beats arrays
@@ -36,10 +43,15 @@ _DEVICES_KNOWN_MAX = 1 << 17
 class Built:
     """The entries of one group of bodies, and which bodies have rows in which. Rows are sorted by partition, in order of arrival."""
 
-    def __init__(self, events: Coded, refused: pl.DataFrame, bodies: Sequence[Body], keys: Sequence[bytes | None], partitions: int) -> None:
+    def __init__(
+        self, events: Coded, refused: pl.DataFrame, bodies: int, keys: Sequence[bytes | None], partitions: int, left: Left | None = None
+    ) -> None:
         self._keys = keys
         self._partitions = partitions
         self._names = {field: Names(names) for field, names in events.names.items()}
+        self._whole = Whole(events, refused, bodies, partitions, left)
+        if left is not None:
+            events, refused = self._whole.admitted()
         owner = _owners(events, partitions)
         order = np.argsort(owner, kind="stable")
         self._bounds = np.searchsorted(owner[order], np.arange(partitions + 1))
@@ -49,7 +61,15 @@ class Built:
         self._exact = events.rows["exact"].gather(order) if events.rows["exact"].null_count() < events.rows.height else None
         self._refused = _by_partition(refused, partitions)
         self._keyed = np.array([key is not None for key in keys], bool)
-        self.outcomes = _outcomes(events.rows, refused, len(bodies))
+
+    def outcomes(self) -> list[Outcome]:
+        """What became of each body, with what `repeated` told."""
+        return self._whole.outcomes()
+
+    def repeated(self, partition: int, keys: Sequence[bytes], left: Sequence[bytes]) -> None:
+        """The bodies of these keys came to `partition` before, without the rows that `left` tells of."""
+        for key, text in zip(keys, left or (b"",) * len(keys), strict=True):
+            self._whole.came_before(partition, self._keys.index(key), text)
 
     def groups(self) -> list[Group]:
         """One group per partition that gets anything."""
@@ -69,9 +89,12 @@ class Built:
         if not len(bodies) and not letters:
             return None
         keys: tuple[bytes, ...] = ()
+        left: tuple[bytes, ...] = ()
         if self._keyed.any():
             present = set(np.unique(bodies).tolist()) | (set(refused["body"].to_list()) if letters else set())
-            keys = tuple(key for body in sorted(present) if (key := self._keys[body]) is not None)
+            keyed = [body for body in sorted(present) if self._keys[body] is not None]
+            keys = tuple(self._keys[body] for body in keyed)
+            left = self._whole.left_texts(partition, keyed)
         return Group(
             partition,
             encode(self._batch(rows)) if len(bodies) else b"",
@@ -79,6 +102,7 @@ class Built:
             encode(_letters(refused)) if letters else b"",
             letters,
             keys,
+            left,
         )
 
     def bodies(self, partition: int) -> set[int]:
@@ -117,9 +141,10 @@ class Built:
 
 
 def build(
-    bodies: Sequence[Body], arrivals_us: Sequence[int], keys: Sequence[bytes | None], received_at_us: int, limits: Limits, partitions: int
+    bodies: Sequence[Body], arrivals_us: Sequence[int], keys: Sequence[bytes | None], received_at_us: int, limits: Limits, partitions: int,
+    leave_out: Callable[[Coded, pl.DataFrame], Left | None] = lambda events, refused: None,
 ) -> Built:
-    """Validate the bodies' events as columns, and part them by device."""
+    """Validate the bodies' events as columns, leave out what is not admitted, and part the rest by device."""
     raw, huge = coded(bodies, arrivals_us)
     events, refused = validate(raw, received_at_us, limits)
     untyped = [
@@ -132,7 +157,7 @@ def build(
         untyped.append((body, index, (event.device or "")[: limits.name_chars_max], "value", "out_of_range", text))
     if untyped:
         refused = pl.concat([refused, refused_rows(untyped)]).sort("body", "index", maintain_order=True)
-    return Built(events, refused, bodies, keys, partitions)
+    return Built(events, refused, len(bodies), keys, partitions, leave_out(events, refused))
 
 
 def _plain(rows: pl.DataFrame) -> dict[str, np.ndarray]:
@@ -199,6 +224,65 @@ def _by_partition(refused: pl.DataFrame, partitions: int) -> dict[int, pl.DataFr
 def _letters(refused: pl.DataFrame) -> pa.RecordBatch:
     table = refused.select(list(DEAD_LETTERS)).to_arrow(compat_level=pl.CompatLevel.oldest()).cast(DEAD_LETTERS_ARROW)
     return table.combine_chunks().to_batches()[0]
+
+
+class Whole:
+    """All rows of a group, those among them that are not admitted, and what follows for each body."""
+
+    def __init__(self, events: Coded, refused: pl.DataFrame, bodies: int, partitions: int, left: Left | None) -> None:
+        self._events, self._refused, self._bodies, self._partitions = events, refused, bodies, partitions
+        self._left = None if left is None else left.rows
+        self._waits = {} if left is None else left.waits
+        self._before: dict[tuple[int, int], bytes] = {}  # partition, body -> what was left out when it came first
+
+    def admitted(self) -> tuple[Coded, pl.DataFrame]:
+        """Events and dead letters without those that are left out."""
+        return Coded(_without(self._events.rows, self._left), self._events.names), _without(self._refused, self._left)
+
+    def came_before(self, partition: int, body: int, left: bytes) -> None:
+        if left or self._left is not None:
+            self._before[partition, body] = left
+
+    def left_texts(self, partition: int, bodies: Sequence[int]) -> tuple[bytes, ...]:
+        """Per body, which of its rows in this partition are left out, as a text for `came_before`; () where none is of any."""
+        if self._left is None:
+            return ()
+        mine = self._owned(self._left).filter(pl.col("partition") == partition).partition_by("body", as_dict=True)
+        texts = [zlib.compress(mine[(body,)]["index"].to_numpy().astype("<u4").tobytes(), 1) if (body,) in mine else b"" for body in bodies]
+        return tuple(texts) if any(texts) else ()
+
+    def outcomes(self) -> list[Outcome]:
+        events, refused, left = self._events.rows, self._refused, self._left
+        if self._before:
+            left = self._corrected()
+        if left is None:
+            return _outcomes(events, refused, self._bodies)
+        told = _outcomes(_without(events, left), _without(refused, left), self._bodies)
+        places = {key[0]: part["index"].to_list() for key, part in left.partition_by("body", as_dict=True).items()}
+        return [
+            each._replace(not_admitted=places[body], wait_seconds=self._waits.get(body, 1.0)) if body in places else each
+            for body, each in enumerate(told)
+        ]
+
+    def _corrected(self) -> pl.DataFrame:
+        """What is left out, where some of it came before."""
+        told = pl.DataFrame(list(self._before), schema={"partition": pl.UInt32, "body": pl.UInt32}, orient="row")
+        parts = [] if self._left is None else [self._owned(self._left).join(told, on=["partition", "body"], how="anti").drop("partition")]
+        for (_, body), text in self._before.items():
+            places = np.frombuffer(zlib.decompress(text), "<u4") if text else np.zeros(0, np.uint32)
+            parts.append(pl.DataFrame({"body": np.full(len(places), body, np.uint32), "index": places.astype(np.uint32)}))
+        return pl.concat(parts, how="vertical_relaxed").sort("body", "index")
+
+    def _owned(self, rows: pl.DataFrame) -> pl.DataFrame:
+        """Rows (body, index) with the partition they belong to."""
+        good = self._events.rows.select("body", "index", partition=pl.Series(_owners(self._events, self._partitions), dtype=pl.UInt32))
+        owner = pl.Series([partition_of(device, self._partitions) for device in self._refused["device"].to_list()], dtype=pl.UInt32)
+        owned = pl.concat([good, self._refused.select("body", "index", partition=owner)], how="vertical_relaxed")
+        return rows.join(owned, on=["body", "index"], how="left")
+
+
+def _without(rows: pl.DataFrame, left: pl.DataFrame | None) -> pl.DataFrame:
+    return rows if left is None or rows.is_empty() else rows.join(left, on=["body", "index"], how="anti", maintain_order="left")
 
 
 def _outcomes(events: pl.DataFrame, refused: pl.DataFrame, bodies: int) -> list[Outcome]:

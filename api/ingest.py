@@ -14,10 +14,12 @@ import time
 from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from hashlib import blake2b
 from typing import NamedTuple, Protocol
 
 from api import models
+from api.admission import Gate
 from api.decode import Body
 from api.group import Built, Outcome, build
 from api.models import Refusal
@@ -52,15 +54,17 @@ class _Waiting(NamedTuple):
     body: Body
     arrival_us: int
     key: bytes | None
+    whole: bool
     done: asyncio.Future[Outcome]
 
 
 class Ingest:
     """The queue, its flusher, and the answers of repeated bodies."""
 
-    def __init__(self, settings: Settings, store: Store) -> None:
+    def __init__(self, settings: Settings, store: Store, gate: Gate | None = None) -> None:
         self._settings = settings
         self._store = store
+        self.gate = gate or Gate(settings.partitions, None)
         self._limits = Limits(
             name_chars_max=settings.name_chars_max,
             tags_max=settings.tags_max,
@@ -85,12 +89,14 @@ class Ingest:
     async def start(self) -> None:
         self._flusher = asyncio.create_task(self._flush(), name="flusher")
         self._flusher.add_done_callback(self._ended)
+        self.gate.start()
 
     async def stop(self) -> None:
         """Flush what waits, then end. Bounded by the caller."""
         self._stopping = True
         self._arrived.set()
         self._full.set()
+        await self.gate.stop()
         if self._flusher is not None:
             with contextlib.suppress(asyncio.CancelledError, TimeoutError):
                 await asyncio.wait_for(self._flusher, self._settings.ingest_stop_seconds)
@@ -114,18 +120,21 @@ class Ingest:
         if self._flusher is None or self._flusher.done():
             raise Unavailable("the flusher does not run")
         if self._held + events > self._settings.ingest_queue_events_max:
-            raise Refusal(503, "busy", f"{self._held} events wait to be stored already", retry_after_seconds=1)
+            raise Refusal(429, "busy", f"{self._held} events wait to be stored already", retry_after_seconds=1)
 
     # ---- one body --------------------------------------------------------------------------------------------------------------
 
-    def submit(self, body: Body, arrival_us: int, key: bytes | None = None) -> asyncio.Future[Outcome]:
-        """Queue a body. The future ends when Redis has every row of it, or with a Refusal."""
+    def submit(self, body: Body, arrival_us: int, key: bytes | None = None, whole: bool = True) -> asyncio.Future[Outcome]:
+        """Queue a body. The future ends when Redis has every row of it, or with a Refusal.
+
+        `whole`: rather nothing of it than a part; else the outcome says what was not admitted.
+        """
         events = body.events
         self.admit(events)
         done: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
         if not self._held:
             self._progress = time.monotonic()
-        self._waiting.append(_Waiting(body, arrival_us, key, done))
+        self._waiting.append(_Waiting(body, arrival_us, key, whole, done))
         self._queued += events
         self._held += events
         self._arrived.set()
@@ -133,7 +142,7 @@ class Ingest:
             self._full.set()
         return done
 
-    async def once(self, key_text: str, payload: bytes, body: Body, arrival_us: int) -> tuple[bytes, bool]:
+    async def once(self, key_text: str, payload: bytes, body: Body, arrival_us: int, whole: bool = True) -> tuple[bytes, bool]:
         """The answer to a body with an Idempotency-Key, and whether it is a replay of the first one."""
         if not 0 < len(key_text) <= KEY_CHARS_MAX:
             raise Refusal(400, "bad_idempotency_key", f"Idempotency-Key must have 1 to {KEY_CHARS_MAX} characters")
@@ -150,7 +159,7 @@ class Ingest:
                 _same(stored[:_DIGEST_BYTES], digest, key_text)
                 pending.set_result(stored[_DIGEST_BYTES:])
                 return stored[_DIGEST_BYTES:], True
-            told = models.answer(*await self.submit(body, arrival_us, key))
+            told = models.answer(*await self.submit(body, arrival_us, key, whole))
             try:
                 await self._store.store_answer(key, digest + told)
             except Unavailable as error:  # its rows are in, and their key with them: a retry adds nothing and is told the same
@@ -228,7 +237,8 @@ class Ingest:
     async def _build(self, group: list[_Waiting]) -> tuple[Built, list[Group]]:
         def work() -> tuple[Built, list[Group]]:
             bodies, arrivals, keys = [each.body for each in group], [each.arrival_us for each in group], [each.key for each in group]
-            built = build(bodies, arrivals, keys, time.time_ns() // 1000, self._limits, self._settings.partitions)
+            leave_out = partial(self.gate.leave_out, whole=[each.whole for each in group])
+            built = build(bodies, arrivals, keys, time.time_ns() // 1000, self._limits, self._settings.partitions, leave_out)
             return built, built.groups()
 
         if sum(each.body.events for each in group) <= INLINE_EVENTS_MAX:
@@ -242,7 +252,7 @@ class Ingest:
             failed = await self._append_all(built, entries)
             if failed:
                 self._warn(f"{len(failed)} of {len(entries)} entries were not appended; the first: {next(iter(failed.values()))}")
-            outcomes: list[Outcome | BaseException] = list(built.outcomes)
+            outcomes: list[Outcome | BaseException] = [_overloaded(each) or each for each in built.outcomes()]
             for partition, error in failed.items():
                 for number in built.bodies(partition):
                     outcomes[number] = error
@@ -269,6 +279,7 @@ class Ingest:
                 elif isinstance(result, Repeated):
                     seen = without.setdefault(entry.partition, set())
                     seen.update(result.keys)
+                    built.repeated(entry.partition, result.keys, result.left)
                     if (left := built.group(entry.partition, seen)) is not None:
                         again.append(left)
             entries = again
@@ -290,6 +301,13 @@ class Ingest:
                 each.done.set_exception(result)
             else:
                 each.done.set_result(result)
+
+
+def _overloaded(outcome: Outcome) -> Refusal | None:
+    """The answer to a body of which nothing was admitted."""
+    if outcome.not_admitted is None or outcome.accepted or outcome.rejected:
+        return None
+    return Refusal(429, "overloaded", "more arrives than can be taken in: send it again later", max(1, round(outcome.wait_seconds)))
 
 
 def _same(first: bytes, digest: bytes, key_text: str) -> None:

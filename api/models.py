@@ -54,9 +54,14 @@ ERRORS_SHOWN_MAX = 20
 ACCEPTED_ONE = b'{"accepted":1,"rejected":0,"errors":[]}'
 
 
-def answer(accepted: int, rejected: int, errors: list[tuple[int, str, str]]) -> bytes:
+def answer(
+    accepted: int, rejected: int, errors: list[tuple[int, str, str]], not_admitted: list[int] | None = None, wait_seconds: float = 0.0
+) -> bytes:
     """The answer to a body of which something was taken or set aside."""
-    if accepted == 1 and not rejected:
+    if not_admitted is None and accepted == 1 and not rejected:
         return ACCEPTED_ONE
     shown = [{"index": index, "field": field, "reason": reason} for index, field, reason in errors[:ERRORS_SHOWN_MAX]]
-    return b'{"accepted":%d,"rejected":%d,"errors":%b}' % (accepted, rejected, msgspec.json.encode(shown))
+    told = b'"accepted":%d,"rejected":%d,"errors":%b' % (accepted, rejected, msgspec.json.encode(shown))
+    if not_admitted is not None:
+        told += b',"not_admitted":%b,"retry_after_seconds":%d' % (msgspec.json.encode(not_admitted), max(1, round(wait_seconds)))
+    return b"{%b}" % told

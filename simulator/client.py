@@ -171,7 +171,7 @@ class Sender:
 
     async def _post(self, body: Body, key: str) -> tuple[httpx.Response | None, str]:
         """The answer, or None where the connection failed; and either in words."""
-        headers = {"Content-Type": CONTENT_TYPES[body.form], "Idempotency-Key": key}
+        headers = {"Content-Type": CONTENT_TYPES[body.form], "Idempotency-Key": key, "Prefer": "handling=lenient"}
         try:
             answer = await self._client.post(self._url, content=body.content, headers=headers)
         except httpx.TransportError as error:

@@ -10,6 +10,10 @@
         overrides:                        # the first that matches replaces the bounds
           - device: ["lab-*"]
             upper: {warning: 99}
+    admission:                            # when clients are asked to wait; each part may be left out
+      fair: {lag: 5s, backlog_events: 1000000, memory_share: 0.6, commit: 20s}
+      closed: {lag: 30s, backlog_events: 5000000, memory_share: 0.75, commit: 2m}
+      priority: ["*oper-status*", "*bgp*"]
 
 A value breaches a bound when it lies beyond it, never on it. Between the clear level and the bound, an alert stays as it is.
 """
@@ -24,6 +28,8 @@ from typing import Any
 
 import polars as pl
 
+from pipeline.core.admission import WAIT_SECONDS_MAX, Limits, Threshold
+from pipeline.core.patterns import matches
 from pipeline.errors import Invalid
 
 STATISTICS = ("mean", "max", "min", "sum", "count", "last", "stddev", "p50", "p95", "p99", "increase", "rate")
@@ -91,13 +97,14 @@ class Rules:
 
     version: int = 0
     rules: tuple[Rule, ...] = field(default=())
+    admission: Limits = field(default_factory=Limits)
 
     def resolve(self, series: pl.DataFrame) -> pl.DataFrame:
         """BOUNDS of each series (with columns series, device, interface, metric) under each rule that matches it."""
         names = series.select("series", pl.col("device", "interface", "metric").cast(pl.String))
         parts = [BOUNDS.to_frame()]
         for rule in self.rules:
-            left = names.filter(_matches("metric", rule.metric) & _in_scope(rule.scope))
+            left = names.filter(matches("metric", rule.metric) & _in_scope(rule.scope))
             for scope in rule.overrides:
                 mine = left.filter(_in_scope(scope))
                 left = left.join(mine, on="series", how="anti", maintain_order="left")
@@ -119,18 +126,7 @@ def _bounds(series: pl.DataFrame, rule: Rule, scope: Scope) -> pl.DataFrame:
 
 
 def _in_scope(scope: Scope) -> pl.Expr:
-    return _matches("device", scope.device) & _matches("interface", scope.interface)
-
-
-def _matches(column: str, patterns: Sequence[str]) -> pl.Expr:
-    if "*" in patterns:
-        return pl.lit(True)
-    parts = [_regex(pattern) if "/" in pattern or column != "metric" else f"(?:.*/)?{_regex(pattern)}" for pattern in patterns]
-    return pl.col(column).str.contains("(?s)^(?:" + "|".join(parts) + ")$")
-
-
-def _regex(pattern: str) -> str:
-    return re.escape(pattern).replace(r"\*", ".*").replace(r"\?", ".")
+    return matches("device", scope.device) & matches("interface", scope.interface)
 
 
 class _Reader:
@@ -244,6 +240,44 @@ class _Reader:
         )
 
 
+    def limits(self, value: Any, path: tuple) -> Limits:
+        """The part about admission; what is not said is as by default."""
+        given = self.mapping(value, path, ("fair", "closed", "memory_share_max", "calm", "device_events_per_second_min", "priority"))
+        default = Limits()
+        fair = self.threshold(given.get("fair", {}), (*path, "fair"), default.fair)
+        closed = self.threshold(given.get("closed", {}), (*path, "closed"), default.closed)
+        last = self.positive(given.get("memory_share_max", default.memory_share_max), (*path, "memory_share_max"), 1)
+        for name in ("lag_seconds", "backlog_events", "memory_share", "commit_seconds"):
+            if not getattr(fair, name) < getattr(closed, name):
+                raise self.fail((*path, "closed"), f"{name.removesuffix('_seconds')} must be above that of fair")
+        if not closed.memory_share < last:
+            raise self.fail((*path, "memory_share_max"), "must be above memory_share of closed")
+        calm = self.duration(given["calm"], (*path, "calm")) / 1e6 if "calm" in given else default.calm_seconds
+        if calm < WAIT_SECONDS_MAX:
+            raise self.fail((*path, "calm"), f"must be at least {WAIT_SECONDS_MAX:g}s: clients are told to wait that long")
+        least = self.positive(given.get("device_events_per_second_min", 1), (*path, "device_events_per_second_min"))
+        priority = given.get("priority", list(default.priority))
+        return Limits(fair, closed, last, calm, least, self.patterns(priority, (*path, "priority")) if priority != [] else ())
+
+    def threshold(self, value: Any, path: tuple, default: Threshold) -> Threshold:
+        given = self.mapping(value, path, ("lag", "backlog_events", "memory_share", "commit"))
+        lag, commit = (
+            self.duration(given[name], (*path, name)) / 1e6 if name in given else of_default
+            for name, of_default in (("lag", default.lag_seconds), ("commit", default.commit_seconds))
+        )
+        for name, seconds in (("lag", lag), ("commit", commit)):
+            if seconds <= 0:
+                raise self.fail((*path, name), "must be more than 0")
+        backlog = self.positive(given.get("backlog_events", default.backlog_events), (*path, "backlog_events"))
+        return Threshold(lag, backlog, self.positive(given.get("memory_share", default.memory_share), (*path, "memory_share"), 1), commit)
+
+    def positive(self, value: Any, path: tuple, most: float = math.inf) -> float:
+        found = self.number(value, path)
+        if not 0 < found <= most:
+            raise self.fail(path, "must be more than 0" + ("" if most == math.inf else f", and at most {most:g}"))
+        return found
+
+
 def _kind(value: Any) -> str:
     names = {dict: "a mapping", list: "a list", str: "text", bool: "true/false", type(None): "nothing"}
     return names.get(type(value)) or (f"{value:g}" if isinstance(value, float) else repr(value))
@@ -261,7 +295,7 @@ def parse(document: Any, version: int, lines: Mapping[tuple, int]) -> Rules:
     `lines` says at which line each path, such as ("rules", 0, "upper"), begins. Invalid: `line N: rules[0].upper: what is wrong`.
     """
     reader = _Reader(lines)
-    top = reader.mapping(document if document is not None else {}, (), ("rules",))
+    top = reader.mapping(document if document is not None else {}, (), ("rules", "admission"))
     items = top.get("rules", [])
     if not isinstance(items, list):
         raise reader.fail(("rules",), f"must be a list, not {_kind(items)}")
@@ -275,4 +309,4 @@ def parse(document: Any, version: int, lines: Mapping[tuple, int]) -> Rules:
         if rule.name in seen:
             raise reader.fail(("rules", i, "name"), f"{rule.name!r} is there twice")
         seen.add(rule.name)
-    return Rules(version, rules)
+    return Rules(version, rules, reader.limits(top.get("admission", {}), ("admission",)))

@@ -30,6 +30,7 @@ from pipeline.errors import Fenced, Invalid, PipelineError, Unavailable
 
 GROUP = b"pipeline"
 CONSUMER = b"holder"  # a fixed name: a partition has one holder, the next one reads the same pending list as its own
+REPORTS = "reports"  # a hash: what each process last said of itself
 PARTITIONS = "telemetry:partitions"  # how many there are, for all who hash devices into them
 _LUA = Path(__file__).parent / "lua"
 
@@ -52,6 +53,10 @@ def books_key(partition: int) -> str:
 
 def idempotency_key(partition: int) -> str:
     return f"idempotency:{{{partition}}}"
+
+
+def left_key(partition: int) -> str:
+    return f"idempotency-left:{{{partition}}}"
 
 
 def alert_state_key(partition: int) -> str:

@@ -12,6 +12,7 @@ from typing import NamedTuple
 import redis
 import yaml
 
+from pipeline.core.admission import Limits
 from pipeline.core.rules import RULES_MAX, Rules, parse
 from pipeline.errors import Invalid
 from pipeline.stores.connection import script, translated
@@ -160,6 +161,11 @@ class Rulebook:
         """What changed from one version to another, as a unified diff; empty where nothing did."""
         texts = [self.get(number).document.splitlines() for number in (old, new)]
         return "".join(f"{line}\n" for line in difflib.unified_diff(*texts, f"version {old}", f"version {new}", lineterm=""))
+
+
+def limits_of(rulebook: Rulebook) -> Limits:
+    """What the newest version says about admission."""
+    return read_document(rulebook.get().document).admission if rulebook.version() else Limits()
 
 
 def _version(number: int, raw: bytes) -> Version:

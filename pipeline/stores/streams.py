@@ -28,12 +28,14 @@ class Group(NamedTuple):
     dead_letters: bytes  # codec.encode of a DEAD_LETTERS batch, or b""
     dead_letter_count: int
     keys: tuple[bytes, ...] = ()  # digests of the Idempotency-Keys of the bodies in it
+    left: tuple[bytes, ...] = ()  # per key, which rows of its body were not admitted; empty: all were
 
 
 class Repeated(NamedTuple):
-    """Nothing was appended: bodies with these keys are in the partition already."""
+    """Nothing was appended: bodies with these keys are in the partition already, but for the rows that were not admitted then."""
 
     keys: tuple[bytes, ...]
+    left: tuple[bytes, ...] = ()  # as in the Group that brought them
 
 
 class Entry(NamedTuple):
@@ -101,8 +103,9 @@ class Appender:
         for group in groups:
             p = group.partition
             pipe.evalsha(
-                self._sha, 3, keys.stream_key(p), keys.books_key(p), keys.idempotency_key(p),
-                group.events, group.event_count, group.dead_letters, group.dead_letter_count, self._retention_ms, *group.keys,
+                self._sha, 4, keys.stream_key(p), keys.books_key(p), keys.idempotency_key(p), keys.left_key(p),
+                group.events, group.event_count, group.dead_letters, group.dead_letter_count, self._retention_ms,
+                len(group.keys), *group.keys, *group.left,
             )  # fmt: skip
         return await pipe.execute(raise_on_error=False)
 
@@ -112,7 +115,8 @@ class Appender:
             error = translate(reply, group.partition)
             return error if isinstance(error, Unavailable) else Unavailable(str(error))
         if isinstance(reply, list):
-            return Repeated(tuple(reply))
+            left = tuple(reply[1::2])
+            return Repeated(tuple(reply[::2]), left if any(left) else ())
         return parse_id(reply)
 
     async def answer(self, key: bytes) -> bytes | None:
@@ -182,7 +186,7 @@ class Streams:
         for partition, token in leases.items():
             since = after.get(partition)
             position = ">" if since is None else format_id(since)
-            where = [keys.lease_key(partition), keys.stream_key(partition)]
+            where = [keys.lease_key(partition), keys.stream_key(partition), keys.books_key(partition)]
             calls.append((where, [token, GROUP, CONSUMER, count, position]))
         try:
             replies = self._scripts.calls("read", calls)

@@ -249,7 +249,7 @@ def test_a_full_queue_says_when_to_come_again():
         waiting.start()
         until(lambda: api.store.appends)
         response = httpx.post(api.url, json=spread(200))
-        assert error(response) == (503, "busy", "900 events wait to be stored already")
+        assert error(response) == (429, "busy", "900 events wait to be stored already")
         assert response.headers["retry-after"] == "1"
         api.store.gate.clear()
         waiting.join()

@@ -121,5 +121,5 @@ def test_every_event_is_in_one_entry_or_one_dead_letter(payloads, partitions):
     assert events.num_rows == sum(group.event_count for group in groups)
     assert letters.num_rows == sum(group.dead_letter_count for group in groups)
     assert events.num_rows + letters.num_rows == sum(sent)
-    assert [told.accepted + told.rejected for told in built.outcomes] == sent
-    assert sum(told.accepted for told in built.outcomes) == events.num_rows
+    assert [told.accepted + told.rejected for told in built.outcomes()] == sent
+    assert sum(told.accepted for told in built.outcomes()) == events.num_rows

@@ -55,7 +55,7 @@ def test_bad_events_may_lie_in_any_record_batch(batch, field, value, reason, tex
     batches[batch][1:] = [{**EVENT, field: value}] * 2
     made = built(arrow(*batches))
     places = (3 * batch + 1, 3 * batch + 2)
-    assert made.outcomes == [(7, 2, [(place, field, reason) for place in places])]
+    assert [each[:3] for each in made.outcomes()] == [(7, 2, [(place, field, reason) for place in places])]
     told = [(letter["field"], letter["reason"], json.loads(letter["event"])) for letter in letters(made)]
     assert told == [(field, reason, text)] * 2
 
@@ -68,7 +68,7 @@ def test_bad_events_may_lie_in_any_body_of_a_group(form, place):
         row["timestamp"] = 4e12
     made = built(*map(form, rows))
     errors = [(7, "timestamp", "future"), (8, "timestamp", "future")]
-    assert made.outcomes == [(98, 2, errors) if number == place else (100, 0, []) for number in range(3)]
+    assert [each[:3] for each in made.outcomes()] == [(98, 2, errors) if number == place else (100, 0, []) for number in range(3)]
     told = sorted((json.loads(letter["event"]) for letter in letters(made)), key=lambda event: event["device"])
     assert told == rows[place][7:9]
     assert sum(group.event_count for group in made.groups()) == 298

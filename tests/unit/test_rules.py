@@ -41,7 +41,7 @@ PATTERN = "must be a pattern or a list of patterns, not"
         # its shape
         ("just words", "line 1: document: must be a mapping, not text"),
         ("- a", "line 1: document: must be a mapping, not a list"),
-        ("rule: []", "line 1: rule: is not known here; known are rules"),
+        ("rule: []", "line 1: rule: is not known here; known are rules, admission"),
         ("rules: 5", "line 1: rules: must be a list, not 5"),
         ("rules:\n  a: b", "line 1: rules: must be a list, not a mapping"),
         ("rules:\n  - a", "line 2: rules[0]: must be a mapping, not text"),

@@ -1,3 +1,21 @@
 -- fenced
--- KEYS: lease, stream. ARGV: token, group, consumer, count, id ('>' for new entries, else own history after it).
-return redis.call('XREADGROUP', 'GROUP', ARGV[2], ARGV[3], 'COUNT', ARGV[4], 'STREAMS', KEYS[2], ARGV[5])
+-- KEYS: lease, stream, books. ARGV: token, group, consumer, count, id ('>' for new entries, else own history after it).
+local reply = redis.call('XREADGROUP', 'GROUP', ARGV[2], ARGV[3], 'COUNT', ARGV[4], 'STREAMS', KEYS[2], ARGV[5])
+if ARGV[5] == '>' then
+  local entries = reply and reply[1][2] or {}
+  if #entries < tonumber(ARGV[4]) then -- all there is: the count cannot drift
+    local accepted, read = unpack(redis.call('HMGET', KEYS[3], 'accepted', 'read'))
+    if (accepted or '0') ~= read then redis.call('HSET', KEYS[3], 'read', accepted or '0') end
+  else
+    local events = 0
+    for _, entry in ipairs(entries) do
+      local fields = entry[2] or {}
+      for i = 1, #fields, 2 do
+        local counted = (fields[i] == 'n' or fields[i] == 'm') and #fields[i + 1] < 10 and string.match(fields[i + 1], '^%d+$')
+        if counted then events = events + tonumber(counted) end
+      end
+    end
+    redis.call('HINCRBY', KEYS[3], 'read', string.format('%.0f', events))
+  end
+end
+return reply

@@ -1,0 +1,194 @@
+"""The controller in a closed loop, with clients that obey and that don't: it neither flaps nor starves, and gives back all it held back."""
+
+from __future__ import annotations
+
+import math
+import random
+from collections import Counter, deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import polars as pl
+from hypothesis import Phase, given, settings
+from hypothesis import strategies as st
+
+from pipeline.core import admission
+from pipeline.core.admission import (
+    CLOSED,
+    FAIR,
+    OPEN,
+    Decision,
+    Demand,
+    Limits,
+    Signals,
+    admit,
+    decide,
+    demand_of,
+    read_rate,
+    refilled,
+    water_level,
+)
+
+TURN, STEP = 0.5, 0.1
+BODY_ROWS = 1000
+LIMITS = Limits()
+PHASES = (Phase.explicit, Phase.reuse, Phase.generate)  # a loop is long: a smaller one would say no more
+RATES = st.lists(st.floats(500, 20_000), min_size=2, max_size=12)
+
+
+@dataclass
+class Loop:
+    """Devices that send bodies, a partition's backlog, a worker that reads so much, and the controller between them."""
+
+    rates: list[float]
+    capacity: float
+    seed: int
+    obey: bool = True
+    now: float = 0.0
+    decision: Decision = field(default_factory=Decision)
+    states: list[tuple[float, str]] = field(default_factory=list)
+    accepted: Counter = field(default_factory=Counter)
+    offered: Counter = field(default_factory=Counter)
+    lag_most: float = 0.0
+    _queue: deque = field(default_factory=deque)
+
+    def __post_init__(self) -> None:
+        self._rng = random.Random(self.seed)
+        devices = range(len(self.rates))
+        self._unsent, self._next = dict.fromkeys(devices, 0.0), {device: self._rng.random() for device in devices}
+        self._tokens: dict[int, tuple[float, float]] = {}
+        self._seen, self._ticks, self._waiting = Counter(), deque(maxlen=8), 0.0
+        self._rate = self._read = self._turned = 0.0
+
+    @property
+    def backlog(self) -> float:
+        return sum(rows for _, rows in self._queue)
+
+    def run(self, seconds: float, until: Callable[[], bool] = lambda: False) -> None:
+        for _ in range(round(seconds / STEP)):
+            self.now += STEP
+            for device, rate in enumerate(self.rates):
+                self._device(device, rate)
+            self._work()
+            if self.now - self._turned >= TURN - STEP / 2:
+                self._turn()
+            if until():
+                return
+
+    def _device(self, device: int, rate: float) -> None:
+        self._unsent[device] = min(self._unsent[device] + rate * STEP, 20 * rate)
+        self.offered[device] += rate * STEP
+        while rate and self.now >= self._next[device] and self._unsent[device] >= min(BODY_ROWS, rate):
+            rows = min(self._unsent[device], BODY_ROWS)
+            self._seen[device] += rows
+            wait = self._ask(device, rows)
+            if wait is None:
+                self.accepted[device] += rows
+                self._queue.append([self.now, rows])
+                self._unsent[device] -= rows
+            else:
+                self._waiting += rows
+                self._next[device] = self.now + (math.ceil(wait * self._rng.uniform(1, admission.SPREAD)) if self.obey else 0.2)
+
+    def _ask(self, device: int, rows: float) -> float | None:
+        if self.decision.state == OPEN:
+            self._tokens.clear()
+            return None
+        if self.decision.state == CLOSED:
+            return admission.WAIT_SECONDS_MAX / admission.SPREAD
+        level = self.decision.level
+        held, at = self._tokens.get(device, (level, self.now))
+        tokens = refilled(held, level, self.now - at)
+        taken = tokens > 0  # as `admit` does for many at once
+        self._tokens[device] = (tokens - rows * taken, self.now)
+        return None if taken else min(max((rows - tokens) / level, 1.0), admission.WAIT_SECONDS_MAX / admission.SPREAD)
+
+    def _work(self) -> None:
+        can = self.capacity * STEP * self._rng.uniform(0.8, 1.2)
+        while can > 0 and self._queue:
+            taken = min(can, self._queue[0][1])
+            self._queue[0][1] -= taken
+            self._read += taken
+            can -= taken
+            if self._queue[0][1] <= 1e-9:
+                self._queue.popleft()
+
+    def _turn(self) -> None:
+        self._rate = read_rate(self._rate, self._read / (self.now - self._turned), self.now - self._turned)
+        self._read, self._turned = 0.0, self.now
+        self._ticks.append(self._seen)
+        known = self.decision.state != OPEN or self.decision.watched
+        if not known:
+            self._ticks.clear()
+        demand = Demand()
+        if known:
+            total = sum(self._ticks, Counter())
+            demand = demand_of([rows / (len(self._ticks) * TURN) for rows in total.values()], 0, self._waiting)
+        self._seen, self._waiting = Counter(), 0.0
+        lag = self.now - self._queue[0][0] if self._queue else 0.0
+        self.lag_most = max(self.lag_most, lag)
+        after = decide(self.decision, Signals(lag, self.backlog, 0, 0, self._rate), demand, LIMITS, self.now)
+        if after.state != self.decision.state:
+            self.states.append((self.now, after.state))
+        self.decision = after
+
+
+@settings(max_examples=25, deadline=None, phases=PHASES)
+@given(rates=RATES, overload=st.floats(1.5, 6), seed=st.integers(0, 1 << 20), obey=st.booleans())
+def test_under_a_lasting_overload_it_holds_still_wastes_nothing_and_starves_nobody(rates, overload, seed, obey):
+    loop = Loop(rates, sum(rates) / overload, seed, obey)
+    loop.run(60)
+    assert [state for _, state in loop.states if state == OPEN] == [], loop.states
+    assert sum(loop.accepted.values()) > 0.9 * loop.capacity * 60, "the workers had nothing to do"
+    assert loop.lag_most < LIMITS.closed.lag_seconds + 1
+    fair = water_level(0.6 * loop.capacity, demand_of(rates, 0, 0).classes)
+    for device, rate in enumerate(rates):
+        if rate < fair / 2:
+            assert loop.accepted[device] >= 0.9 * (loop.offered[device] - rate - BODY_ROWS), (device, rate, fair)
+
+
+@settings(max_examples=25, deadline=None, phases=PHASES)
+@given(rates=RATES, seed=st.integers(0, 1 << 20))
+def test_it_opens_within_ten_seconds_of_the_drain_and_stays_open(rates, seed):
+    loop = Loop(rates, sum(rates) / 4, seed)
+    loop.run(40)
+    assert loop.decision.state != OPEN
+    loop.rates = [rate / 8 for rate in rates]
+    loop.run(200, until=lambda: not loop.backlog or max(loop._unsent.values()) <= 0)
+    loop.run(200, until=lambda: loop.decision.state == OPEN)
+    assert loop.decision.state == OPEN
+    count = len(loop.states)
+    loop.run(30)
+    assert len(loop.states) == count, f"it flaps: {loop.states}"
+
+
+@given(rate=st.floats(0, 1e7), now=st.floats(0, 1e9))
+def test_where_nothing_waits_nothing_is_limited(rate, now):
+    assert decide(Decision(at=now - 0.5), Signals(read_events_per_second=rate), Demand(), LIMITS, now).state == OPEN
+
+
+@given(rates=st.lists(st.floats(0.1, 1e6), min_size=1, max_size=30), share=st.floats(0.05, 0.95))
+def test_the_level_shares_out_the_target(rates, share):
+    """Classes are of powers of two, so that it is met within a factor of two."""
+    target = share * sum(rates)
+    level = water_level(target, demand_of(rates, 0, 0).classes)
+    assert 0.5 * target <= sum(min(rate, level) for rate in rates) <= 2 * target
+
+
+def test_memory_closes_whatever_the_lag_and_at_last_for_priority_metrics_too():
+    closed = decide(Decision(), Signals(memory_share=0.8), Demand(), LIMITS, 1.0)
+    assert (closed.state, closed.shut) == (CLOSED, False) and "80%" in closed.reason
+    assert decide(closed, Signals(memory_share=0.95), Demand(), LIMITS, 1.5).shut
+    still = decide(closed, Signals(memory_share=0.6), Demand(), LIMITS, 2.0)
+    assert still.state == CLOSED, "it opens a little only when it is well below"
+    assert decide(still, Signals(memory_share=0.5), Demand(), LIMITS, 2.5).state == FAIR
+
+
+def test_a_body_that_is_taken_whole_waits_for_its_heaviest_device():
+    units = pl.DataFrame(
+        {"body": [0, 0, 1, 1], "device": [0, 1, 0, 1], "rows": [10, 10, 10, 10], "tokens": [-5.0, 5.0, -5.0, 5.0], "level": [10.0] * 4},
+        schema=admission.UNITS,
+    )
+    judged = admit(units, pl.DataFrame({"body": [1]}, schema={"body": pl.UInt32}))
+    assert judged["admitted"].to_list() == [False, True, False, False]
+    assert judged["wait_seconds"].to_list()[0] == 1.5
