@@ -16,9 +16,11 @@ from starlette.exceptions import HTTPException
 from starlette.routing import Route
 
 from api import docs
-from api.endpoint import EventsEndpoint, Receive, Scope, Send
+from api.door import PUBLIC_PATHS, Door, Load
+from api.endpoint import EventsEndpoint, Receive, Scope, Send, answer_with
 from api.health import add_health
 from api.ingest import Ingest, Store
+from api.models import Refusal
 from api.protocol import guarded
 from api.rules import rules_router
 from pipeline.errors import Invalid
@@ -27,41 +29,54 @@ from pipeline.stores.alertlog import AlertLog
 from pipeline.stores.connection import connect, connect_async
 from pipeline.stores.rulebook import Rulebook
 from pipeline.stores.streams import Appender
+from pipeline.stores.tokenbook import Tokenbook
 
 BACKLOG = 2048
 
 
 class IngestApp(FastAPI):
-    """FastAPI with one door in front of it: what it does per request (routing, middleware, exit stacks) costs a body of one event
-    more than taking that event."""
+    """FastAPI with one door in front of it. Every request comes through it, whatever its path, so that no route is without a lock.
+    And events go no further: what FastAPI does per request (routing, middleware, exit stacks) costs more than taking an event."""
 
-    def __init__(self, endpoint: EventsEndpoint, **options: Any) -> None:
+    def __init__(self, door: Door, endpoint: EventsEndpoint, **options: Any) -> None:
         super().__init__(**options)
+        self._door = door
         self._endpoint = endpoint
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and scope["path"] == docs.EVENTS_PATH and scope["method"] == "POST":
+        if scope["type"] != "http":
+            await super().__call__(scope, receive, send)
+            return
+        try:
+            scope["guest"] = self._door.enter(scope)
+        except Refusal as refusal:
+            await answer_with(send, refusal.status, refusal.headers(), refusal.body())
+            return
+        if scope["path"] == docs.EVENTS_PATH and scope["method"] == "POST":
             await self._endpoint(scope, receive, send)
         else:
             await super().__call__(scope, receive, send)
 
 
-def create_app(settings: Settings, appender: Store, rules: APIRouter | None = None) -> FastAPI:
-    """The application over a store, which is closed with it; and the rules' endpoints where there are any."""
+def create_app(settings: Settings, appender: Store, rules: APIRouter | None = None, tokens: Load | None = None) -> FastAPI:
+    """The application over a store, which is closed with it; the rules' endpoints and the tokens where there are any."""
+    door = Door(settings.auth_required, tokens, settings.rules_reload_seconds)
     ingest = Ingest(settings, appender)
     endpoint = EventsEndpoint(settings, ingest)
 
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        await door.start()
         await ingest.start()
         try:
             yield
         finally:
             await ingest.stop()
+            await door.stop()
             endpoint.close()
             await appender.close()
 
-    app = IngestApp(endpoint, title="Telemetry ingest", version="1", lifespan=lifespan, docs_url=None, redoc_url=None)
+    app = IngestApp(door, endpoint, title="Telemetry ingest", version="1", lifespan=lifespan, docs_url=None, redoc_url=None)
     app.router.routes.append(Route(docs.EVENTS_PATH, endpoint, methods=["POST"]))  # other methods get their 405 here
     add_health(app, ingest, appender, settings.redis_timeout_seconds)
     if rules is not None:
@@ -70,7 +85,7 @@ def create_app(settings: Settings, appender: Store, rules: APIRouter | None = No
 
     def openapi() -> dict[str, Any]:
         if app.openapi_schema is None:
-            app.openapi_schema = docs.described(generated())
+            app.openapi_schema = docs.described(generated(), PUBLIC_PATHS if settings.auth_required else None)
         return app.openapi_schema
 
     app.openapi = openapi  # type: ignore[method-assign]
@@ -119,7 +134,7 @@ def serve(settings: Settings, listener: socket.socket | None = None, appender: S
 
     Set POLARS_MAX_THREADS=1 in the environment: Polars reads it when it is imported, and its threads cost more here than they save.
     """
-    rules = None
+    rules = tokens = None
     if appender is None:
         if settings.redis_url is None:
             raise Invalid("PIPELINE_REDIS_URL is not set: which Redis takes the events?")
@@ -127,9 +142,10 @@ def serve(settings: Settings, listener: socket.socket | None = None, appender: S
         appender = Appender(client, settings.partitions, settings.idempotency_seconds)
         stores = connect(settings.redis_url, settings.redis_timeout_seconds)
         rules = rules_router(Rulebook(stores), AlertLog(stores), settings.partitions)
+        tokens = Tokenbook(stores).load
     listener = listener or bind(settings)
     config = uvicorn.Config(
-        create_app(settings, appender, rules),
+        create_app(settings, appender, rules, tokens),
         loop="uvloop",
         http=guarded(settings.request_seconds_max),
         ws="none",

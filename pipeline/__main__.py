@@ -36,6 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     from pipeline.deadletters import add_deadletters
     from pipeline.sql import add_sql
+    from pipeline.tokens import add_tokens
     from simulator.cli import add_replay, add_simulate
 
     parser = argparse.ArgumentParser(prog="telemetry", description="Network telemetry from an HTTP POST to a row in SQL, exactly once.")
@@ -81,6 +82,7 @@ def _parser() -> argparse.ArgumentParser:
 
     add_sql(commands)
     add_deadletters(commands)
+    add_tokens(commands, _tokenbook)
     add_simulate(commands)
     add_replay(commands)
     return parser
@@ -230,6 +232,14 @@ def _rulebook(args: argparse.Namespace):
 
     settings = _with_redis(args)
     return Rulebook(connect(settings.redis_url, settings.redis_timeout_seconds))
+
+
+def _tokenbook(args: argparse.Namespace):
+    from pipeline.stores.connection import connect
+    from pipeline.stores.tokenbook import Tokenbook
+
+    settings = _with_redis(args)
+    return Tokenbook(connect(settings.redis_url, settings.redis_timeout_seconds))
 
 
 def _read(path: Path) -> str:

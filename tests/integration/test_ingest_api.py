@@ -462,7 +462,7 @@ def test_the_examples_of_the_docs_work_and_need_no_other_host(api):
     assert "POST /v1/events" in page and "src=" not in page and "cdn" not in page
     document = api.client.get("/openapi.json").json()
     operation = document["paths"]["/v1/events"]["post"]
-    assert set(operation["responses"]) == {"202", "400", "408", "413", "415", "422", "431", "503"}
+    assert set(operation["responses"]) == {"202", "400", "408", "413", "415", "422", "429", "431", "503"}
     tried = 0
     for media, content in operation["requestBody"]["content"].items():
         for example in content.get("examples", {}).values():
