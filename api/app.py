@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import signal
 import socket
 from collections.abc import AsyncIterator
@@ -16,6 +17,7 @@ from starlette.exceptions import HTTPException
 from starlette.routing import Route
 
 from api import docs
+from api.crowd import Crowd
 from api.door import PUBLIC_PATHS, Door, Load
 from api.endpoint import EventsEndpoint, Receive, Scope, Send, answer_with
 from api.health import add_health
@@ -23,6 +25,8 @@ from api.ingest import Ingest, Store
 from api.models import Refusal
 from api.protocol import guarded
 from api.rules import rules_router
+from api.server import Server, room_for
+from api.tls import tls_of
 from pipeline.errors import Invalid
 from pipeline.settings import Settings
 from pipeline.stores.alertlog import AlertLog
@@ -30,6 +34,8 @@ from pipeline.stores.connection import connect, connect_async
 from pipeline.stores.rulebook import Rulebook
 from pipeline.stores.streams import Appender
 from pipeline.stores.tokenbook import Tokenbook
+
+_log = logging.getLogger(__name__)
 
 BACKLOG = 2048
 
@@ -134,6 +140,12 @@ def serve(settings: Settings, listener: socket.socket | None = None, appender: S
 
     Set POLARS_MAX_THREADS=1 in the environment: Polars reads it when it is imported, and its threads cost more here than they save.
     """
+    tls = tls_of(settings)
+    if settings.exposed and not settings.auth_required:
+        _log.warning("PIPELINE_AUTH=off: whoever reaches %s may send events and change rules", settings.api_host)
+    if settings.exposed and tls is None:
+        _log.warning("no TLS: what reaches %s can be read on its way; set PIPELINE_TLS_CERT_FILE, or let a proxy do it", settings.api_host)
+    crowd = Crowd(room_for(settings.connections_max), settings.connections_per_client_max)
     rules = tokens = None
     if appender is None:
         if settings.redis_url is None:
@@ -147,7 +159,7 @@ def serve(settings: Settings, listener: socket.socket | None = None, appender: S
     config = uvicorn.Config(
         create_app(settings, appender, rules, tokens),
         loop="uvloop",
-        http=guarded(settings.request_seconds_max),
+        http=guarded(settings.request_seconds_max, crowd),
         ws="none",
         lifespan="on",
         access_log=False,
@@ -155,9 +167,10 @@ def serve(settings: Settings, listener: socket.socket | None = None, appender: S
         server_header=False,
         date_header=False,
         proxy_headers=False,
+        timeout_keep_alive=settings.keep_alive_seconds,  # type: ignore[arg-type]  # it is waited for, not counted
         timeout_graceful_shutdown=max(1, round(settings.ingest_stop_seconds)),
     )
-    server = uvicorn.Server(config)
+    server = Server(config, tls, settings.request_seconds_max)
     # Uvicorn raises the signal again once it has stopped, for whoever handled it before: that is us, and we are done.
     before = {number: signal.signal(number, lambda *_: None) for number in (signal.SIGINT, signal.SIGTERM)}
     try:

@@ -134,9 +134,14 @@ class Settings(BaseSettings):
         return self.lake_url or str(self.data_dir / "lake")
 
     @property
+    def exposed(self) -> bool:
+        """Whether others than this machine may reach the API."""
+        return not _is_loopback(self.api_host)
+
+    @property
     def auth_required(self) -> bool:
         """Whether the API asks for a token."""
-        return self.auth == "required" or (self.auth == "auto" and not _is_loopback(self.api_host))
+        return self.auth == "required" or (self.auth == "auto" and self.exposed)
 
 
 def _is_loopback(host: str) -> bool:

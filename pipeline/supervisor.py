@@ -21,6 +21,7 @@ from pathlib import Path
 import polars as pl
 
 from api.app import bind
+from api.tls import tls_of
 from pipeline.books import balance
 from pipeline.core.tokens import INGEST
 from pipeline.errors import Invalid, PipelineError, Unavailable
@@ -85,6 +86,7 @@ class Supervisor:
     def run(self) -> int:
         """Run until SIGINT, SIGTERM or the duration; the exit code. Invalid: what stands in the way, and the remedy."""
         self._lock_data()
+        tls_of(self._settings)  # what is wrong with it is said here, once
         listener = bind(self._settings) if "ingest" not in self._without else None
         try:
             for number in (signal.SIGINT, signal.SIGTERM):
