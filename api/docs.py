@@ -174,6 +174,8 @@ def page(document: dict[str, Any], base_url: str) -> str:
     title = html.escape(document["info"]["title"])
     parts = [f"<!doctype html><html lang=en><meta charset=utf-8><title>{title}</title><style>{_STYLE}</style>"]
     parts.append(f"<h1>{title}</h1><p>Machine-readable: <a href=/openapi.json>/openapi.json</a></p>")
+    if "securitySchemes" in document.get("components", {}):
+        parts.append("<p>Every request but those for health needs a token: <code>Authorization: Bearer tp_ID_SECRET</code></p>")
     for path, operations in document["paths"].items():
         for method, operation in operations.items():
             parts.append(f"<h2><code>{method.upper()} {html.escape(path)}</code> {html.escape(operation.get('summary', ''))}</h2>")

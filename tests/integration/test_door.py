@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from datetime import UTC, datetime
 
 import httpx
+import psutil
 import pytest
 
 from api.docs import EVENTS_PATH
@@ -26,7 +27,7 @@ from tests.harness import Stack, eventually
 
 EVENT = {"device": "core-1", "metric": "cpu_pct", "value": 1.5}
 READS = ("/v1/rules", "/v1/alerts", "/docs", "/openapi.json")
-RELOAD = {"PIPELINE_RULES_RELOAD_SECONDS": "0.2"}
+RELOAD = {"PIPELINE_RULES_RELOAD_SECONDS": "0.2", "PIPELINE_KEEP_ALIVE_SECONDS": "0.5"}
 
 
 class Clients:
@@ -73,6 +74,8 @@ def test_each_scope_is_good_for_its_own_and_admin_for_all(clients):
         answers |= {EVENTS_PATH: clients.send(token), "PUT": clients.ask("PUT", "/v1/rules", token, content=rules)}
         able[scope] = {name for name, answer in answers.items() if answer.is_success}
         assert {answer.status_code for answer in answers.values() if not answer.is_success} <= {403}
+    identity = parts_of(tokens["admin"].encode())[0]
+    assert f"PUT /v1/rules by token {identity}" in clients.stack.telemetry("rules", "history").stdout
     assert able == {"ingest": {EVENTS_PATH}, "read": set(READS), "admin": {*READS, EVENTS_PATH, "PUT"}}
     status, code, message = refusal(clients.send(tokens["read"]))
     identity = parts_of(tokens["read"].encode())[0]
@@ -244,6 +247,41 @@ def test_the_simulator_comes_with_a_token_that_no_process_list_shows(clients, tm
         capture_output=True, text=True, timeout=60, cwd=tmp_path,
     )  # fmt: skip
     assert json.loads(done.stdout.splitlines()[-1])["accepted"] > 0
+
+
+def test_up_beyond_loopback_lets_its_own_simulator_in(tmp_path):
+    """With a token that is in a file of its owner's, and in no command line; PIPELINE_TOKEN is for no other role."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("PIPELINE_")}
+    environment |= {"PIPELINE_API_HOST": "0.0.0.0", "PIPELINE_TOKEN": "tp_of_mine"}
+    with (tmp_path / "out").open("wb") as out, (tmp_path / "err").open("wb") as err:
+        up = subprocess.Popen(
+            [sys.executable, "-m", "pipeline", "up", "--port", "0", "--window", "2s", "--for", "9s", "--json"],
+            cwd=tmp_path, env=environment, stdin=subprocess.DEVNULL, stdout=out, stderr=err,
+        )  # fmt: skip
+    try:
+        file = tmp_path / "data" / "simulator.token"
+        roles = psutil.Process(up.pid)
+        eventually(lambda: len(roles.children()) >= 6, 30, "all roles and Redis run")
+        secret = parts_of(file.read_text().strip().encode())[1].decode()
+        told = {" ".join(role.cmdline()): role.environ() for role in roles.children()}
+        assert not any(secret in line or secret in "".join(env.values()) for line, env in told.items())
+        assert [line for line, env in told.items() if "PIPELINE_TOKEN" in env] == [line for line in told if " simulate " in line]
+        assert up.wait(90) == 0, (tmp_path / "err").read_text()[-2000:]
+    finally:
+        if up.poll() is None:
+            up.terminate()
+            up.wait(60)
+    assert json.loads((tmp_path / "out").read_text())["accepted"] > 0 and file.stat().st_mode & 0o777 == 0o600
+    assert secret not in (tmp_path / "err").read_text()
+
+
+def test_an_idle_connection_ends_when_it_is_told_to(clients):
+    with socket.create_connection(("127.0.0.1", clients.stack.port), timeout=5) as connection:
+        connection.sendall(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
+        began, stream = time.monotonic(), connection.makefile("rb")
+        assert stream.readline().startswith(b"HTTP/1.1 200")
+        stream.read()  # until it hangs up
+        assert 0.3 < time.monotonic() - began < 3
 
 
 def test_no_secret_is_said_by_check(clients):
