@@ -187,7 +187,8 @@ class Gate:
 
 def _named(events: Coded, refused: pl.DataFrame) -> pl.DataFrame:
     """body, index, device, metric of all rows; dead letters have no metric."""
-    good = events.rows.select("body", "index", *(events.names[field].gather(events.rows[field]).alias(field) for field in ("device", "metric")))
+    names = (events.names[field].gather(events.rows[field]).alias(field) for field in ("device", "metric"))
+    good = events.rows.select("body", "index", *names)
     bad = refused.select("body", "index", "device", metric=pl.lit("", pl.String))
     return pl.concat([good, bad], how="vertical_relaxed").sort("body", "index", maintain_order=True)
 

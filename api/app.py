@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import random
 import signal
@@ -19,11 +20,16 @@ from starlette.routing import Route
 
 from api import docs
 from api.admission import Gate
-from api.endpoint import EventsEndpoint, Receive, Scope, Send
+from api.crowd import Crowd
+from api.door import PUBLIC_PATHS, Door, Load
+from api.endpoint import EventsEndpoint, Receive, Scope, Send, answer_with
 from api.health import add_health
 from api.ingest import Ingest, Store
+from api.models import Refusal
 from api.protocol import guarded
 from api.rules import rules_router
+from api.server import Server, room_for
+from api.tls import tls_of
 from pipeline.errors import Invalid
 from pipeline.settings import Settings
 from pipeline.stores.admission import Desk
@@ -31,41 +37,58 @@ from pipeline.stores.alertlog import AlertLog
 from pipeline.stores.connection import connect, connect_async
 from pipeline.stores.rulebook import Rulebook, limits_of
 from pipeline.stores.streams import Appender
+from pipeline.stores.tokenbook import Tokenbook
+
+_log = logging.getLogger(__name__)
 
 BACKLOG = 2048
 
 
 class IngestApp(FastAPI):
-    """FastAPI with one door in front of it: what it does per request (routing, middleware, exit stacks) costs a body of one event
-    more than taking that event."""
+    """FastAPI with one door in front of it. Every request comes through it, whatever its path, so that no route is without a lock.
+    And events go no further: what FastAPI does per request (routing, middleware, exit stacks) costs more than taking an event."""
 
-    def __init__(self, endpoint: EventsEndpoint, **options: Any) -> None:
+    def __init__(self, door: Door, endpoint: EventsEndpoint, **options: Any) -> None:
         super().__init__(**options)
+        self._door = door
         self._endpoint = endpoint
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and scope["path"] == docs.EVENTS_PATH and scope["method"] == "POST":
+        if scope["type"] != "http":
+            await super().__call__(scope, receive, send)
+            return
+        try:
+            scope["guest"] = self._door.enter(scope)
+        except Refusal as refusal:
+            await answer_with(send, refusal.status, refusal.headers(), refusal.body())
+            return
+        if scope["path"] == docs.EVENTS_PATH and scope["method"] == "POST":
             await self._endpoint(scope, receive, send)
         else:
             await super().__call__(scope, receive, send)
 
 
-def create_app(settings: Settings, appender: Store, rules: APIRouter | None = None, gate: Gate | None = None) -> FastAPI:
-    """The application over a store, which is closed with it; and the rules' endpoints and a gate where there are any."""
+def create_app(
+    settings: Settings, appender: Store, rules: APIRouter | None = None, tokens: Load | None = None, gate: Gate | None = None
+) -> FastAPI:
+    """The application over a store, which is closed with it; the rules' endpoints, the tokens and a gate where there are any."""
+    door = Door(settings.auth_required, tokens, settings.rules_reload_seconds)
     ingest = Ingest(settings, appender, gate)
     endpoint = EventsEndpoint(settings, ingest)
 
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        await door.start()
         await ingest.start()
         try:
             yield
         finally:
             await ingest.stop()
+            await door.stop()
             endpoint.close()
             await appender.close()
 
-    app = IngestApp(endpoint, title="Telemetry ingest", version="1", lifespan=lifespan, docs_url=None, redoc_url=None)
+    app = IngestApp(door, endpoint, title="Telemetry ingest", version="1", lifespan=lifespan, docs_url=None, redoc_url=None)
     app.router.routes.append(Route(docs.EVENTS_PATH, endpoint, methods=["POST"]))  # other methods get their 405 here
     add_health(app, ingest, appender, settings.redis_timeout_seconds)
     if rules is not None:
@@ -74,7 +97,7 @@ def create_app(settings: Settings, appender: Store, rules: APIRouter | None = No
 
     def openapi() -> dict[str, Any]:
         if app.openapi_schema is None:
-            app.openapi_schema = docs.described(generated())
+            app.openapi_schema = docs.described(generated(), PUBLIC_PATHS if settings.auth_required else None)
         return app.openapi_schema
 
     app.openapi = openapi  # type: ignore[method-assign]
@@ -123,7 +146,13 @@ def serve(settings: Settings, listener: socket.socket | None = None, appender: S
 
     Set POLARS_MAX_THREADS=1 in the environment: Polars reads it when it is imported, and its threads cost more here than they save.
     """
-    rules = gate = None
+    tls = tls_of(settings)
+    if settings.exposed and not settings.auth_required:
+        _log.warning("PIPELINE_AUTH=off: whoever reaches %s may send events and change rules", settings.api_host)
+    if settings.exposed and tls is None:
+        _log.warning("no TLS: what reaches %s can be read on its way; set PIPELINE_TLS_CERT_FILE, or let a proxy do it", settings.api_host)
+    crowd = Crowd(room_for(settings.connections_max), settings.connections_per_client_max)
+    rules = tokens = gate = None
     if appender is None:
         if settings.redis_url is None:
             raise Invalid("PIPELINE_REDIS_URL is not set: which Redis takes the events?")
@@ -132,13 +161,14 @@ def serve(settings: Settings, listener: socket.socket | None = None, appender: S
         stores = connect(settings.redis_url, settings.redis_timeout_seconds)
         rulebook = Rulebook(stores)
         rules = rules_router(rulebook, AlertLog(stores), settings.partitions)
+        tokens = Tokenbook(stores).load
         desk = Desk(client, settings.partitions, f"{socket.gethostname()}-{os.getpid()}-{random.getrandbits(32):08x}")
         gate = Gate(settings.partitions, desk, lambda: limits_of(rulebook), settings.rules_reload_seconds)
     listener = listener or bind(settings)
     config = uvicorn.Config(
-        create_app(settings, appender, rules, gate),
+        create_app(settings, appender, rules, tokens, gate),
         loop="uvloop",
-        http=guarded(settings.request_seconds_max),
+        http=guarded(settings.request_seconds_max, crowd),
         ws="none",
         lifespan="on",
         access_log=False,
@@ -146,9 +176,10 @@ def serve(settings: Settings, listener: socket.socket | None = None, appender: S
         server_header=False,
         date_header=False,
         proxy_headers=False,
+        timeout_keep_alive=settings.keep_alive_seconds,  # type: ignore[arg-type]  # it is waited for, not counted
         timeout_graceful_shutdown=max(1, round(settings.ingest_stop_seconds)),
     )
-    server = uvicorn.Server(config)
+    server = Server(config, tls, settings.request_seconds_max)
     # Uvicorn raises the signal again once it has stopped, for whoever handled it before: that is us, and we are done.
     before = {number: signal.signal(number, lambda *_: None) for number in (signal.SIGINT, signal.SIGTERM)}
     try:

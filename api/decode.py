@@ -36,6 +36,7 @@ class Body(NamedTuple):
     """The events of one body. Bodies of one `shape` are turned into columns together.
 
     `indexes` are the places of the events in the body where some were set aside, else None: they are all there.
+    `devices` are patterns of those that its sender may speak for, empty: all.
     """
 
     shape: Hashable
@@ -43,6 +44,7 @@ class Body(NamedTuple):
     count: int
     indexes: list[int] | None = None
     refused: tuple[Refused, ...] = ()
+    devices: tuple[str, ...] = ()
 
     @property
     def events(self) -> int:

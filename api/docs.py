@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import html
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 EVENTS_PATH = "/v1/events"
@@ -128,6 +128,7 @@ def events_operation() -> dict[str, Any]:
                 "No event in the body; an Arrow column missing or of a wrong type; a key that was used for another body; "
                 "a body that cannot be processed"
             ),
+            "429": refusal("More events than the token's rate allows: come again", retry=True),
             "431": refusal("The head of the request is too large"),
             "503": refusal("Cannot be stored now: come again", retry=True),
         },
@@ -140,10 +141,26 @@ def answer_of(description: str, required: Sequence[str], **properties: dict[str,
     return {"description": description, "content": {"application/json": {"schema": schema}}}
 
 
-def described(document: dict[str, Any]) -> dict[str, Any]:
-    """The generated OpenAPI document with the ingest door in it."""
+_LOCKED = {"401": "No token, or one that is not known, revoked or expired", "403": "The token has not the scope that is needed"}
+
+
+def _lock(document: dict[str, Any], open_paths: Collection[str]) -> None:
+    """Say of each operation but those of the open paths that it needs a token, and what is answered without."""
+    scheme = {"type": "http", "scheme": "bearer", "description": "made by `telemetry tokens create`: tp_ID_SECRET"}
+    document.setdefault("components", {})["securitySchemes"] = {"token": scheme}
+    challenge = {"WWW-Authenticate": {"schema": {"type": "string"}, "description": "Bearer, and what is wrong"}}
+    for path, operations in document["paths"].items():
+        for operation in operations.values() if path not in open_paths else ():
+            operation["security"] = [{"token": []}]
+            operation["responses"] |= {status: refusal(told) | {"headers": challenge} for status, told in _LOCKED.items()}
+
+
+def described(document: dict[str, Any], open_paths: Collection[str] | None) -> dict[str, Any]:
+    """The generated OpenAPI document with the ingest door in it. `open_paths`: those that need no token; None: none does."""
     document.setdefault("paths", {})[EVENTS_PATH] = {"post": events_operation()}
     document.setdefault("components", {}).setdefault("schemas", {}).update({"Event": _event_schema(), "Answer": _answer_schema()})
+    if open_paths is not None:
+        _lock(document, open_paths)
     return document
 
 
@@ -157,6 +174,8 @@ def page(document: dict[str, Any], base_url: str) -> str:
     title = html.escape(document["info"]["title"])
     parts = [f"<!doctype html><html lang=en><meta charset=utf-8><title>{title}</title><style>{_STYLE}</style>"]
     parts.append(f"<h1>{title}</h1><p>Machine-readable: <a href=/openapi.json>/openapi.json</a></p>")
+    if "securitySchemes" in document.get("components", {}):
+        parts.append("<p>Every request but those for health needs a token: <code>Authorization: Bearer tp_ID_SECRET</code></p>")
     for path, operations in document["paths"].items():
         for method, operation in operations.items():
             parts.append(f"<h2><code>{method.upper()} {html.escape(path)}</code> {html.escape(operation.get('summary', ''))}</h2>")

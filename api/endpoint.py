@@ -11,6 +11,7 @@ from typing import Any
 
 from api import models
 from api.decode import Body, DecodeLimits, decode, decompress
+from api.door import Guest
 from api.ingest import Ingest
 from api.models import Refusal
 from api.poison import ENDING, told
@@ -25,6 +26,13 @@ _COMPRESSION = 16
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+
+
+async def answer_with(send: Send, status: int, headers: list[tuple[bytes, bytes]], answer: bytes) -> None:
+    """A whole JSON answer."""
+    headers += [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(answer))]
+    await send({"type": "http.response.start", "status": status, "headers": headers})
+    await send({"type": "http.response.body", "body": answer})
 
 
 class Disconnected(Exception):
@@ -53,8 +61,7 @@ class EventsEndpoint:
             status, answer = 202, await self._take(scope, receive, headers)
         except Refusal as refusal:
             status, answer = refusal.status, refusal.body()
-            if refusal.retry_after_seconds is not None:
-                headers.append((b"retry-after", b"%d" % refusal.retry_after_seconds))
+            headers += refusal.headers()
         except PipelineError:  # Redis: what it said is for the log, not for the client
             status, answer = 503, Refusal(503, "unavailable", "events cannot be stored now").body()
             headers.append((b"retry-after", b"1"))
@@ -66,11 +73,11 @@ class EventsEndpoint:
             _log.exception("a request failed")
             status, answer = 503, Refusal(503, "unavailable", "the request could not be processed").body()
             headers.append((b"retry-after", b"1"))
-        headers += [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(answer))]
-        await send({"type": "http.response.start", "status": status, "headers": headers})
-        await send({"type": "http.response.body", "body": answer})
+        await answer_with(send, status, headers, answer)
 
     async def _take(self, scope: Scope, receive: Receive, headers: list[tuple[bytes, bytes]]) -> bytes:
+        guest: Guest = scope["guest"]
+        guest.check_rate()  # before its body costs anything
         content_type, encoding, key, whole = b"", b"", None, True
         for name, value in scope["headers"]:
             if name == b"content-type":
@@ -98,9 +105,16 @@ class EventsEndpoint:
             body = self._decode(payload, content_type.decode("latin-1"), "")
         else:
             body = self._decode(payload, content_type.decode("latin-1"), encoding.decode("latin-1"))
-        if key is None:
-            return models.answer(*await self._ingest.submit(body, arrival_us, whole=whole))
-        answer, replay = await self._ingest.once(key.decode("latin-1"), payload, body, arrival_us, whole)
+        if guest.devices:
+            body = body._replace(devices=guest.devices)
+        guest.spend(body.events)
+        try:
+            if key is None:
+                return models.answer(*await self._ingest.submit(body, arrival_us, whole=whole))
+            answer, replay = await self._ingest.once(key.decode("latin-1"), payload, body, arrival_us, whole, guest.id)
+        except (Refusal, PipelineError):
+            guest.spend(-body.events)  # it will send them again
+            raise
         if replay:
             headers.append((b"idempotent-replay", b"true"))
         return answer

@@ -18,6 +18,7 @@ from api.decode import Body
 from api.models import ERRORS_SHOWN_MAX
 from pipeline.core.partitions import partition_of
 from pipeline.core.schema import DEAD_LETTERS
+from pipeline.core.tokens import devices_permitted
 from pipeline.core.validate import NAMES, Coded, Limits, refused_rows, validate
 from pipeline.stores.codec import DEAD_LETTERS_ARROW, EVENTS_ARROW, encode
 from pipeline.stores.streams import Group
@@ -146,6 +147,8 @@ def build(
 ) -> Built:
     """Validate the bodies' events as columns, leave out what is not admitted, and part the rest by device."""
     raw, huge = coded(bodies, arrivals_us)
+    if any(body.devices for body in bodies):
+        raw = _marked(raw, bodies)
     events, refused = validate(raw, received_at_us, limits)
     untyped = [
         (number, each.index, each.device, each.field, each.reason, each.event)
@@ -158,6 +161,19 @@ def build(
     if untyped:
         refused = pl.concat([refused, refused_rows(untyped)]).sort("body", "index", maintain_order=True)
     return Built(events, refused, len(bodies), keys, partitions, leave_out(events, refused))
+
+
+def _marked(raw: Coded, bodies: Sequence[Body]) -> Coded:
+    """With a column `permitted`: each pair of patterns and device that occurs is judged once."""
+    numbers = {patterns: number for number, patterns in enumerate({body.devices: None for body in bodies})}
+    grants = pl.Series("grant", [numbers[body.devices] for body in bodies], dtype=pl.UInt32)
+    rows = raw.rows.with_columns(grants.gather(raw.rows["body"]))
+    pairs = rows.select("grant", "device").unique()
+    patterns, devices = list(numbers), raw.names["device"].gather(pairs["device"]).to_list()
+    told = devices_permitted([(patterns[grant], device) for grant, device in zip(pairs["grant"].to_list(), devices, strict=True)])
+    pairs = pairs.with_columns(permitted=pl.Series(told, dtype=pl.Boolean))
+    rows = rows.join(pairs, on=["grant", "device"], how="left", nulls_equal=True, maintain_order="left")
+    return Coded(rows.drop("grant").rechunk(), raw.names)
 
 
 def _plain(rows: pl.DataFrame) -> dict[str, np.ndarray]:

@@ -41,4 +41,6 @@ def add_health(app: FastAPI, ingest: Ingest, store: Store, timeout_seconds: floa
         return JSONResponse({"status": "ready"})
 
     def _not_ready(error: PipelineError) -> Response:
-        return JSONResponse({"status": "not_ready", "reason": str(error)}, 503, headers={"Retry-After": "1"})
+        told = str(error)
+        reason = "Redis cannot be used now" if told.startswith("Redis") else told  # it names its address, which strangers need not know
+        return JSONResponse({"status": "not_ready", "reason": reason}, 503, headers={"Retry-After": "1"})

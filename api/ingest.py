@@ -142,11 +142,13 @@ class Ingest:
             self._full.set()
         return done
 
-    async def once(self, key_text: str, payload: bytes, body: Body, arrival_us: int, whole: bool = True) -> tuple[bytes, bool]:
-        """The answer to a body with an Idempotency-Key, and whether it is a replay of the first one."""
+    async def once(
+        self, key_text: str, payload: bytes, body: Body, arrival_us: int, whole: bool = True, owner: str = ""
+    ) -> tuple[bytes, bool]:
+        """The answer to a body with an Idempotency-Key, and whether it is a replay of the first one. Each owner has keys of its own."""
         if not 0 < len(key_text) <= KEY_CHARS_MAX:
             raise Refusal(400, "bad_idempotency_key", f"Idempotency-Key must have 1 to {KEY_CHARS_MAX} characters")
-        key = blake2b(key_text.encode(), digest_size=_DIGEST_BYTES).digest()
+        key = blake2b(key_text.encode(), digest_size=_DIGEST_BYTES, person=owner.encode()).digest()
         digest = blake2b(payload, digest_size=_DIGEST_BYTES).digest()
         if (first := self._firsts.get(key)) is not None:
             _same(first[0], digest, key_text)

@@ -28,13 +28,24 @@ class Envelope(Event, gc=False):
 
 
 class Refusal(Exception):
-    """The body as a whole cannot be taken. `status` says whose move it is; the message names what is wrong."""
+    """The request as a whole cannot be taken. `status` says whose move it is; the message names what is wrong.
 
-    def __init__(self, status: int, code: str, message: str, retry_after_seconds: int | None = None) -> None:
+    `challenge` is what a client without a good token is told to come with.
+    """
+
+    def __init__(
+        self, status: int, code: str, message: str, retry_after_seconds: int | None = None, challenge: bytes | None = None
+    ) -> None:
         super().__init__(message)
         self.status = status
         self.code = code
         self.retry_after_seconds = retry_after_seconds
+        self.challenge = challenge
+
+    def headers(self) -> list[tuple[bytes, bytes]]:
+        """Those that belong to this refusal alone."""
+        found = [] if self.retry_after_seconds is None else [(b"retry-after", b"%d" % self.retry_after_seconds)]
+        return found if self.challenge is None else [*found, (b"www-authenticate", self.challenge)]
 
     def body(self) -> bytes:
         return msgspec.json.encode({"error": {"code": self.code, "message": str(self)}})

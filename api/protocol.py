@@ -1,4 +1,5 @@
-"""HTTP/1.1 from strangers: Uvicorn's protocol with bounds on the head of a request and on the time it takes to arrive.
+"""HTTP/1.1 from strangers: Uvicorn's protocol with bounds on the head of a request, on the time it takes to arrive, and on
+how many connections there are.
 
 A client that sends a head without end, or a body and never its last byte, would otherwise hold memory, or a share of what may
 be read at once, for as long as it likes.
@@ -11,17 +12,20 @@ from typing import Any
 
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
+from api.crowd import Crowd
 from api.models import Refusal
 
 HEAD_BYTES_MAX = 64 * 1024
+_FULL = Refusal(503, "too_many_connections", "there are too many connections now", retry_after_seconds=1)
 _EARNED = 9  # what a byte of a body gives back: itself, and the frame of a chunk that holds it alone
 
 
-def guarded(request_seconds: float) -> type[HttpToolsProtocol]:
-    """The protocol for requests that have to be here whole within so many seconds."""
+def guarded(request_seconds: float, connections: Crowd) -> type[HttpToolsProtocol]:
+    """The protocol for requests that have to be here whole within so many seconds, over connections that have found a place."""
 
     class Guarded(_Guarded):
         seconds = request_seconds
+        crowd = connections
 
     return Guarded
 
@@ -30,6 +34,7 @@ class _Guarded(HttpToolsProtocol):
     """What is no body is paid from a budget of `HEAD_BYTES_MAX`: head, chunk sizes and extensions, trailers."""
 
     seconds: float
+    crowd: Crowd
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
@@ -41,10 +46,15 @@ class _Guarded(HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
+        self.address = self.client[0] if self.client else ""
+        if not self.crowd.enter(self):
+            self._refuse(_FULL)
+            return
         self._timer = self.loop.call_later(self.seconds, self._late)
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._disarm()
+        self.crowd.leave(self)
         self.pipeline.clear()
         if self._active is not None and not self._active.response_complete:  # Uvicorn tells the newest alone
             self._active.disconnected = True
@@ -87,6 +97,22 @@ class _Guarded(HttpToolsProtocol):
         self._budget = HEAD_BYTES_MAX + self._received
         self._disarm()
         super().on_message_complete()
+        if self.cycle.response_complete:  # it was refused before it was here
+            self.crowd.waits(self)
+        else:
+            self.crowd.works(self)
+
+    def on_response_complete(self) -> None:
+        super().on_response_complete()
+        if not self._whole or self.cycle.response_complete:  # else a pipelined request is here whole, and its turn
+            self.crowd.waits(self)
+
+    def make_room(self) -> None:
+        """Its place is given to another. A request that has begun is told; between two requests, a plain end is what clients expect."""
+        if self._timer is None:
+            self.transport.close()
+        else:
+            self._refuse(_FULL)
 
     def send_400_response(self, msg: str) -> None:
         self._refuse(Refusal(400, "bad_request", "this is no HTTP/1.1 request that can be read"))
@@ -110,6 +136,7 @@ class _Guarded(HttpToolsProtocol):
         if newest is None or newest.response_complete or not newest.response_started:
             body = refusal.body()
             head = [STATUS_LINE[refusal.status], b"content-type: application/json\r\n", b"content-length: %d\r\n" % len(body)]
+            head += [b"%b: %b\r\n" % header for header in refusal.headers()]
             self.transport.write(b"".join([*head, b"connection: close\r\n\r\n", body]))
         if newest is not None:
             newest.disconnected = True

@@ -82,7 +82,9 @@ def rules_router(rulebook: Rulebook, alertlog: AlertLog, partitions: int) -> API
         except ValueError:
             return _answer(400, "not_text", "the document must be UTF-8, and If-Match the number of a version")
         try:
-            number = await run_in_threadpool(rulebook.set, document, "PUT /v1/rules", only_if_version=expected)
+            guest = request.scope["guest"].id
+            comment = f"PUT /v1/rules by token {guest}" if guest else "PUT /v1/rules"
+            number = await run_in_threadpool(rulebook.set, document, comment, only_if_version=expected)
         except PipelineError as error:
             return _failed(error, 412 if "somebody else" in str(error) else 422)
         return JSONResponse({"version": number}, headers={"ETag": f'"{number}"'})

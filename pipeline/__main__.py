@@ -9,6 +9,8 @@ import os
 import signal
 import socket
 import sys
+import time
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -36,6 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     from pipeline.deadletters import add_deadletters
     from pipeline.sql import add_sql
+    from pipeline.tokens import add_tokens
     from simulator.cli import add_replay, add_simulate
 
     parser = argparse.ArgumentParser(prog="telemetry", description="Network telemetry from an HTTP POST to a row in SQL, exactly once.")
@@ -81,6 +84,7 @@ def _parser() -> argparse.ArgumentParser:
 
     add_sql(commands)
     add_deadletters(commands)
+    add_tokens(commands, _tokenbook)
     add_simulate(commands)
     add_replay(commands)
     return parser
@@ -232,6 +236,14 @@ def _rulebook(args: argparse.Namespace):
     return Rulebook(connect(settings.redis_url, settings.redis_timeout_seconds))
 
 
+def _tokenbook(args: argparse.Namespace):
+    from pipeline.stores.connection import connect
+    from pipeline.stores.tokenbook import Tokenbook
+
+    settings = _with_redis(args)
+    return Tokenbook(connect(settings.redis_url, settings.redis_timeout_seconds))
+
+
 def _read(path: Path) -> str:
     try:
         return sys.stdin.read() if str(path) == "-" else path.read_text(encoding="utf-8")
@@ -304,24 +316,31 @@ def _books(args: argparse.Namespace) -> int:
 
 
 def _check(args: argparse.Namespace) -> int:
+    from api.tls import tls_of
     from pipeline.stores.connection import check_server, connect, redact
     from pipeline.stores.lake import Lake
+    from pipeline.stores.tokenbook import Tokenbook
 
     settings = _settings(args)
     semantics = semantics_of(settings)
     print("settings: valid")
+    tls = "no TLS" if tls_of(settings) is None else "with TLS"
+    print(f"api: on {settings.api_host}:{settings.api_port} {tls}, {'a token is needed' if settings.auth_required else 'no token needed'}")
     if settings.redis_url:
-        for warning in check_server(connect(settings.redis_url, settings.redis_timeout_seconds)):
+        client = connect(settings.redis_url, settings.redis_timeout_seconds)
+        for warning in check_server(client):
             print(f"redis: {warning}")
         print(f"redis: usable ({redact(settings.redis_url)})")
+        states = Counter(token.state(time.time_ns() // 1000) for token in Tokenbook(client).load().by_id.values())
+        print(f"tokens: {', '.join(f'{count} {state}' for state, count in sorted(states.items())) or 'none'}")
     else:
         print("redis: none set; `telemetry up` starts its own")
     lake = Lake(settings.lake)
     if lake.exists():
         lake.check(semantics, settings.partitions)
-        print(f"lake: readable ({settings.lake})")
+        print(f"lake: readable ({redact(settings.lake)})")
     else:
-        print(f"lake: none yet at {settings.lake}; the first worker makes it")
+        print(f"lake: none yet at {redact(settings.lake)}; the first worker makes it")
     return 0
 
 

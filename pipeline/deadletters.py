@@ -12,12 +12,14 @@ import itertools
 import json
 import os
 import re
+import ssl
 import sys
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 import duckdb
@@ -59,6 +61,8 @@ def add_deadletters(subparsers: argparse._SubParsersAction[argparse.ArgumentPars
         "--set", action="append", default=[], metavar="FIELD=VALUE", dest="mends",
         help="mend a field of each event: a JSON value, else text; null takes it away, and an event without timestamp is of now",
     )  # fmt: skip
+    retrying.add_argument("--token-file", type=Path, metavar="FILE", help="holds the bearer token (default: PIPELINE_TOKEN)")
+    retrying.add_argument("--ca-file", type=Path, metavar="FILE", help="certificates to believe for https (default: SSL_CERT_FILE)")
     retrying.add_argument("--dry-run", action="store_true", help="say what would be sent, and send nothing")
 
 
@@ -168,9 +172,7 @@ def _retry(args: argparse.Namespace) -> int:
                 print(found[0].content.splitlines()[0].decode())
             told = Told()
         else:
-            token = os.environ.get("TELEMETRY_TOKEN")
-            headers = {"Authorization": f"Bearer {token}"} if token else {}
-            with httpx.Client(base_url=args.url.rstrip("/"), timeout=TIMEOUT_SECONDS, headers=headers) as client:
+            with _client(args) as client:
                 told = send(client, made)
             print(f"sent {told.sent:,}: {told.accepted:,} accepted, {told.rejected:,} rejected")
             if told.repeated:
@@ -180,6 +182,19 @@ def _retry(args: argparse.Namespace) -> int:
     for reason, count in unusable.most_common():
         print(f"  not sent, {reason} ({count:,})")
     return 1 if told.rejected or unusable else 0
+
+
+def _client(args: argparse.Namespace) -> httpx.Client:
+    """Of the API, with the token and the certificates that were named. Invalid: a file that cannot be used."""
+    token = os.environ.get("PIPELINE_TOKEN", "")
+    try:
+        if args.token_file is not None:
+            token = args.token_file.read_text(encoding="ascii").strip()
+        verify = True if args.ca_file is None else ssl.create_default_context(cafile=str(args.ca_file))
+    except (OSError, UnicodeDecodeError) as error:
+        raise Invalid(f"--token-file or --ca-file: {error}") from None
+    headers = {"Authorization": f"Bearer {token}"} if token else {}
+    return httpx.Client(base_url=args.url.rstrip("/"), timeout=TIMEOUT_SECONDS, headers=headers, verify=verify)
 
 
 def _mends(texts: Iterable[str]) -> dict[str, Any]:

@@ -6,6 +6,7 @@ Every bound, wait and retry of the system has its field here, with the unit last
 from __future__ import annotations
 
 import difflib
+import ipaddress
 import json
 import os
 import random
@@ -14,7 +15,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
-from pydantic import AliasChoices, Field, ValidationError, field_validator, model_validator
+from pydantic import AliasChoices, Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from pipeline.core.semantics import Semantics
@@ -80,6 +81,15 @@ class Settings(BaseSettings):
     # further metric name patterns -> the bits at which their counters wrap (0: gauge); in the environment as JSON
     counter_metrics: Annotated[dict[str, Literal[0, 32, 53, 64]], NoDecode] = Field(default_factory=dict)
 
+    # The lock on its door
+    auth: Literal["auto", "required", "off"] = "auto"  # auto: required unless only this machine can reach the API
+    tls_cert_file: Path | None = None
+    tls_key_file: Path | None = None
+    connections_max: Annotated[int, Field(ge=8, le=1_000_000)] = 2048
+    connections_per_client_max: Positive = 1024  # of one address, which may be a balancer's
+    keep_alive_seconds: Seconds = 5  # how long a connection may be idle between two requests
+    token: SecretStr | None = None  # of the commands that are clients of an API: simulate, replay, deadletters retry
+
     # Redis
     embedded_memory_max_mb: Positive = 1024  # of the server that `telemetry up` starts when no URL is set
     embedded_fsync: Literal["always", "everysec"] = "everysec"
@@ -109,6 +119,9 @@ class Settings(BaseSettings):
             if (value := getattr(self, name)) > self.ingest_queue_events_max:
                 most = f"{PREFIX}INGEST_QUEUE_EVENTS_MAX, which is {self.ingest_queue_events_max}"
                 raise ValueError(f"{PREFIX}{name.upper()}={value}: must be at most {most}")
+        for name, other in (("TLS_CERT_FILE", "TLS_KEY_FILE"), ("TLS_KEY_FILE", "TLS_CERT_FILE")):
+            if getattr(self, name.lower()) is not None and getattr(self, other.lower()) is None:
+                raise ValueError(f"{PREFIX}{name} is set and {PREFIX}{other} is not: TLS needs both")
         least = self.window_seconds + self.disorder_seconds
         if round(self.lateness_max_seconds * SECOND_US) < round(least * SECOND_US):
             sum_of = f"{PREFIX}WINDOW_SECONDS + {PREFIX}DISORDER_SECONDS, which is {least:.12g}"
@@ -119,6 +132,23 @@ class Settings(BaseSettings):
     def lake(self) -> str:
         """The folder or URL under which the tables lie."""
         return self.lake_url or str(self.data_dir / "lake")
+
+    @property
+    def exposed(self) -> bool:
+        """Whether others than this machine may reach the API."""
+        return not _is_loopback(self.api_host)
+
+    @property
+    def auth_required(self) -> bool:
+        """Whether the API asks for a token."""
+        return self.auth == "required" or (self.auth == "auto" and self.exposed)
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"  # any other name may mean any address
 
 
 def backoff_seconds(failures: int, most_seconds: float) -> float:
@@ -198,5 +228,5 @@ def _line(problem: dict) -> str:
         return message  # of a relation, which names its fields itself
     variable = name.upper() if name.upper().startswith((PREFIX, "REDIS_URL")) else PREFIX + name.upper()
     place = "".join(f"[{_shown(part)}]" for part in problem["loc"][1:])
-    shown = "***" if "url" in name.lower() else _shown(problem["input"])
+    shown = "***" if "url" in name.lower() or name.lower().endswith("token") else _shown(problem["input"])
     return f"{variable}{place}={shown}: {message[0].lower()}{message[1:]}"

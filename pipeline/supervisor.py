@@ -21,7 +21,9 @@ from pathlib import Path
 import polars as pl
 
 from api.app import bind
+from api.tls import tls_of
 from pipeline.books import balance
+from pipeline.core.tokens import INGEST
 from pipeline.errors import Invalid, PipelineError, Unavailable
 from pipeline.settings import Settings, semantics_of
 from pipeline.stores.alertlog import AlertReader
@@ -29,6 +31,8 @@ from pipeline.stores.catalog import write_catalog
 from pipeline.stores.connection import connect, parse_id, stream_key
 from pipeline.stores.embedded import EmbeddedRedis
 from pipeline.stores.lake import Lake
+from pipeline.stores.tokenbook import Tokenbook
+from pipeline.tokens import ensure_token
 
 STOP_ORDER = ("simulator", "ingest", "worker", "notifier", "maintenance")
 STOP_SECONDS = 40
@@ -82,6 +86,7 @@ class Supervisor:
     def run(self) -> int:
         """Run until SIGINT, SIGTERM or the duration; the exit code. Invalid: what stands in the way, and the remedy."""
         self._lock_data()
+        tls_of(self._settings)  # what is wrong with it is said here, once
         listener = bind(self._settings) if "ingest" not in self._without else None
         try:
             for number in (signal.SIGINT, signal.SIGTERM):
@@ -128,7 +133,9 @@ class Supervisor:
 
     def _declare(self, descriptor: int | None, port: int) -> None:
         settings = self._settings
-        environment = {**os.environ, "PIPELINE_REDIS_URL": settings.redis_url or "", "PIPELINE_PARENT_PID": str(os.getpid())}
+        inherited = dict(os.environ)
+        token = {name: inherited.pop(name) for name in ("PIPELINE_TOKEN",) if name in inherited}  # for the simulator alone
+        environment = {**inherited, "PIPELINE_REDIS_URL": settings.redis_url or "", "PIPELINE_PARENT_PID": str(os.getpid())}
         for name in ("data_dir", "lake_url", "window_seconds", "disorder_seconds", "idle_after_seconds", "tick_interval_seconds",
                      "lateness_max_seconds", "partitions"):  # fmt: skip
             if (value := getattr(settings, name)) is not None:
@@ -136,7 +143,8 @@ class Supervisor:
         # Several processes share these cores: Polars' own threads cost more than they save.
         environment.setdefault("POLARS_MAX_THREADS", "1")
         telemetry = [sys.executable, "-m", "pipeline"]
-        url = f"http://127.0.0.1:{port}" if settings.api_host in ("0.0.0.0", "127.0.0.1") else f"http://{settings.api_host}:{port}"
+        host = "127.0.0.1" if settings.api_host == "0.0.0.0" else "[::1]" if settings.api_host == "::" else settings.api_host
+        url = f"{self._scheme}://{host}:{port}"
         colour = ["--colour"] if self._out.isatty() else []
         declared = [
             *(Process("worker", [*telemetry, "worker"], environment) for _ in range(self._workers)),
@@ -145,21 +153,32 @@ class Supervisor:
         ]
         if descriptor is not None:
             declared.append(Process("ingest", [*telemetry, "ingest", "--fd", str(descriptor)], environment, (descriptor,)))
-        simulate = [*telemetry, "simulate", "--url", url, "--truth", str(self._truth), "--json", *self._simulate]
-        declared.append(Process("simulator", simulate, environment))
+        simulate = [*telemetry, "simulate", "--url", url, "--truth", str(self._truth), "--json"]
+        if settings.auth_required and not {"ingest", "simulator"} & self._without:
+            held = self._data / "simulator.token"
+            ensure_token(Tokenbook(connect(settings.redis_url, settings.redis_timeout_seconds)), held, "simulator", INGEST)
+            simulate += ["--token-file", str(held)]
+        simulate += self._simulate
+        declared.append(Process("simulator", simulate, environment | token))
         self._processes = [process for process in declared if process.role not in self._without]
 
     def _banner(self, port: int) -> None:
-        host = self._settings.api_host
+        url = f"{self._scheme}://{self._settings.api_host}:{port}"
         python = Path(sys.executable).parent / "telemetry"
         command = f"{python.relative_to(Path.cwd())}" if python.is_relative_to(Path.cwd()) else "telemetry"
         data = "" if self._data == Path("data") else f" --data {self._data}"
         query = "SELECT device, metric, window_start, mean, max FROM aggregates ORDER BY window_start DESC LIMIT 20"
         self.say("up", f"data in {self._data}, {self._settings.window_seconds} s windows; Ctrl-C stops everything, a new start goes on")
         if "ingest" not in self._without:
-            self.say("up", f"send events: POST http://{host}:{port}/v1/events   (try it: http://{host}:{port}/docs)")
+            self.say("up", f"send events: POST {url}/v1/events   (try it: {url}/docs)")
+            if self._settings.auth_required:
+                self.say("up", f"with a token: {command} tokens create{data} --name me --scope admin")
         self.say("up", f'query them:  {command} sql{data} "{query}"')
         self.say("up", f"alerts now:  {command} alerts{data}")
+
+    @property
+    def _scheme(self) -> str:
+        return "http" if self._settings.tls_cert_file is None else "https"
 
     def _start(self, process: Process) -> None:
         process.process = subprocess.Popen(

@@ -12,7 +12,7 @@ from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
 from pathlib import Path
 
-from simulator.client import default_token
+from simulator.client import token_of
 from simulator.console import ReplayConsole, RunConsole
 from simulator.errors import UserError
 from simulator.manners import GOOD, Manners
@@ -71,26 +71,36 @@ def replay_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run_simulate(args: argparse.Namespace) -> int:
     rates = {name: getattr(args, name) for name in ("late", "repeated", "disordered", "malformed")}
-    options = SimulateOptions(
-        **_sending(args),
-        seed=args.seed, sites=args.sites, devices=args.devices, interfaces=args.interfaces, interval_seconds=args.interval,
-        rate=args.rate, speed=args.speed, duration_seconds=args.duration, fault_every_seconds=args.fault_every,
-        manners=GOOD if args.good_manners else Manners(**rates), tags=args.tags, truth=args.truth,
-    )  # fmt: skip
+
+    def start(stop: asyncio.Event) -> Awaitable[dict]:
+        options = SimulateOptions(
+            **_sending(args),
+            seed=args.seed, sites=args.sites, devices=args.devices, interfaces=args.interfaces, interval_seconds=args.interval,
+            rate=args.rate, speed=args.speed, duration_seconds=args.duration, fault_every_seconds=args.fault_every,
+            manners=GOOD if args.good_manners else Manners(**rates), tags=args.tags, truth=args.truth,
+        )  # fmt: skip
+        return simulate(options, on_progress=console.show, stop=stop)
+
     with RunConsole() as console:
-        return _run(lambda stop: simulate(options, on_progress=console.show, stop=stop), args.json)
+        return _run(start, args.json)
 
 
 def run_replay(args: argparse.Namespace) -> int:
-    options = ReplayOptions(args.files, **_sending(args), speed=args.speed, shift_to_now=args.shift_to_now, start=args.start, end=args.end)
+
+    def start(stop: asyncio.Event) -> Awaitable[dict]:
+        pace = {"speed": args.speed, "shift_to_now": args.shift_to_now, "start": args.start, "end": args.end}
+        options = ReplayOptions(args.files, **_sending(args), **pace)
+        return replay(options, on_progress=console.show, on_notice=console.note, stop=stop)
+
     with ReplayConsole() as console:
-        return _run(lambda stop: replay(options, on_progress=console.show, on_notice=console.note, stop=stop), args.json)
+        return _run(start, args.json)
 
 
 def _sending_arguments(parser: argparse.ArgumentParser, default: SimulateOptions | ReplayOptions) -> None:
     add = parser.add_argument
     add("--url", default=default.url, help="of the API (default %(default)s)")
-    add("--token", default=default_token(), help="bearer token; better: the environment variable TELEMETRY_TOKEN")
+    add("--token-file", type=Path, metavar="FILE", help="holds the bearer token (default: the environment variable PIPELINE_TOKEN)")
+    add("--ca-file", type=Path, metavar="FILE", help="certificates to believe for https (default: SSL_CERT_FILE, or this machine's)")
     add("--form", choices=FORMS, default=default.form, help="of the bodies (default %(default)s)")
     add("--body-events", type=int, default=default.body_events, metavar="N", help="in one body at most (default %(default)s)")
     add("--concurrency", type=int, default=default.concurrency, metavar="N", help="requests in flight at most (default %(default)s)")
@@ -101,7 +111,8 @@ def _sending_arguments(parser: argparse.ArgumentParser, default: SimulateOptions
 
 def _sending(args: argparse.Namespace) -> dict:
     return {
-        "url": args.url, "token": args.token, "form": args.form, "body_events": args.body_events, "concurrency": args.concurrency,
+        "url": args.url, "token": token_of(args.token_file), "ca_file": args.ca_file,
+        "form": args.form, "body_events": args.body_events, "concurrency": args.concurrency,
         "wait_seconds": args.wait, "deadline_seconds": args.deadline,
     }  # fmt: skip
 

@@ -8,10 +8,12 @@ import asyncio
 import logging
 import os
 import random
+import ssl
 import time
 import uuid
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from types import TracebackType
 
 import httpx
@@ -64,6 +66,7 @@ class Sender:
         *,
         lanes: int = 8,
         token: str | None = None,
+        ca_file: Path | None = None,
         deadline_s: float = 240.0,
         drain_s: float = 10.0,
         timeout_s: float = 30.0,
@@ -80,7 +83,7 @@ class Sender:
         self._on_answered = on_answered
         headers = {"Authorization": f"Bearer {token}"} if token else {}
         limits = httpx.Limits(max_connections=lanes, max_keepalive_connections=lanes)
-        self._client = httpx.AsyncClient(headers=headers, limits=limits, timeout=timeout_s)
+        self._client = httpx.AsyncClient(headers=headers, limits=limits, timeout=timeout_s, verify=trusted(ca_file))
         self._queues: list[asyncio.Queue[Body | None]] = [asyncio.Queue(_LANE_BODIES_MAX) for _ in range(lanes)]
         self._workers: list[asyncio.Task[None]] = []
         self._failure: BaseException | None = None
@@ -182,7 +185,7 @@ class Sender:
         """Count an answer. None: nothing is left to send; else the body, or the part of it that is to be sent again."""
         status = answer.status_code
         if status in (401, 403):
-            raise UserError(f"{self._url}: {status}, the server wants a valid token: --token or TELEMETRY_TOKEN")
+            raise UserError(f"{self._url}: {status}, {answer.text[:300]}; the token comes from PIPELINE_TOKEN or --token-file")
         if status in _REFUSED:
             self.counts.refused += body.rows.height
             self.counts.bodies += 1
@@ -245,22 +248,44 @@ async def stopped(stop: asyncio.Event, seconds: float) -> bool:
     return True
 
 
-async def wait_for_server(url: str, wait_s: float, stop: asyncio.Event, on_wait: Callable[[str], None] = lambda why: None) -> None:
+async def wait_for_server(
+    url: str, wait_s: float, stop: asyncio.Event, on_wait: Callable[[str], None] = lambda why: None, ca_file: Path | None = None
+) -> None:
     """Return once the server answers anything at all, or `stop` is set; UserError after `wait_s`."""
     until = time.monotonic() + wait_s
-    async with httpx.AsyncClient(timeout=5) as client:
+    async with httpx.AsyncClient(timeout=5, verify=trusted(ca_file)) as client:
         while not stop.is_set():
             try:
                 await client.get(check_url(url) + "/healthz")
                 return
             except httpx.TransportError as error:
                 why = str(error) or type(error).__name__
+            if "CERTIFICATE_VERIFY_FAILED" in why:
+                raise UserError(f"{url}: {why}; name the certificate of who signed it: --ca-file, or SSL_CERT_FILE")
             if time.monotonic() > until:
                 raise UserError(f"{url}: not reachable after {wait_s:g} s ({why}); start the API, or point --url at it")
             on_wait(f"waiting for {url}: {why}")
             await stopped(stop, 0.3)
 
 
-def default_token() -> str | None:
-    """The token of the environment, so that it need not stand in a command line."""
-    return os.environ.get("TELEMETRY_TOKEN") or None
+def trusted(ca_file: Path | None) -> ssl.SSLContext | bool:
+    """Whose certificates are believed: those of this file, else those of SSL_CERT_FILE or of this machine. UserError: no such file."""
+    if ca_file is None:
+        return True
+    try:
+        return ssl.create_default_context(cafile=str(ca_file))
+    except OSError as error:  # an SSLError is one too
+        raise UserError(f"--ca-file {ca_file}: {error.strerror or error}; expected certificates as PEM") from None
+
+
+def token_of(file: Path | None) -> str | None:
+    """The token of a file, else that of the environment: in a command line, everybody on the machine could read it."""
+    if file is None:
+        return os.environ.get("PIPELINE_TOKEN") or None
+    try:
+        text = file.read_text(encoding="ascii").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"--token-file {file}: {getattr(error, 'strerror', None) or 'it holds no token'}") from None
+    if not text.isprintable() or not text or " " in text:
+        raise UserError(f"--token-file {file}: it holds no token")
+    return text

@@ -31,6 +31,7 @@ class ReplayOptions:
     files: list[Path]
     url: str = "http://127.0.0.1:8000"
     token: str | None = None
+    ca_file: Path | None = None
     speed: float = 1.0
     shift_to_now: bool = False
     start: datetime | None = None
@@ -74,9 +75,11 @@ async def replay(
     if not plan.events:
         raise UserError("the recordings hold no events" + (" between --start and --end" if options.start or options.end else ""))
     nothing_yet = partial(ReplayProgress, 0, plan.events, plan.first_us)
-    await wait_for_server(options.url, options.wait_seconds, stop, lambda why: on_progress(nothing_yet(why)))
+    await wait_for_server(options.url, options.wait_seconds, stop, lambda why: on_progress(nothing_yet(why)), options.ca_file)
     player = _Player(plan, options, now())
-    sender = Sender(options.url, lanes=options.concurrency, token=options.token, deadline_s=options.deadline_seconds, stop=stop)
+    sender = Sender(
+        options.url, lanes=options.concurrency, token=options.token, ca_file=options.ca_file, deadline_s=options.deadline_seconds, stop=stop
+    )  # fmt: skip
     began = time.monotonic()
     async with sender:
         ticker = asyncio.create_task(_tick(sender, plan, player, on_progress))

@@ -34,6 +34,7 @@ class SimulateOptions:
 
     url: str = "http://127.0.0.1:8000"
     token: str | None = None
+    ca_file: Path | None = None
     seed: int = 1
     sites: int = 2
     devices: int | None = None  # None: from `rate`, else 20
@@ -162,7 +163,11 @@ async def simulate(
     fleet, interval_ms = plan_fleet(options)
     if options.truth is not None:
         _touch(options.truth)
-    await wait_for_server(options.url, options.wait_seconds, stop, lambda why: on_progress(Progress(0, 0, 0, 0, 0, why, [])))
+
+    def on_wait(why: str) -> None:
+        on_progress(Progress(0, 0, 0, 0, 0, why, []))
+
+    await wait_for_server(options.url, options.wait_seconds, stop, on_wait, options.ca_file)
     clock, began = Clock(options, now), time.monotonic()
     source = Source(options, fleet, interval_ms, clock.start_ms, clock.end_ms)
     run = _Run(options, fleet, source, clock)
@@ -170,6 +175,7 @@ async def simulate(
         options.url,
         lanes=options.concurrency,
         token=options.token,
+        ca_file=options.ca_file,
         deadline_s=options.deadline_seconds,
         stop=stop,
         on_answered=run.tally.add,

@@ -17,6 +17,7 @@ from pipeline.core.schema import DEAD_LETTERS
 
 # What a decoder hands over. `body` and `index` say where a row came from. `event_time` is in microseconds; where it is null
 # `time_text` is an RFC 3339 text, and where both are null the arrival counts. `value` is null where `exact` alone holds it.
+# `permitted` is false where the sender may not speak for the device.
 # All columns but body, index, device, metric and value may be missing.
 RAW = pl.Schema(
     {
@@ -31,6 +32,7 @@ RAW = pl.Schema(
         "exact": pl.UInt64(),
         "event_time": pl.Int64(),
         "time_text": pl.String(),
+        "permitted": pl.Boolean(),
     }
 )
 NAMES = ("device", "interface", "metric", "tags")
@@ -66,7 +68,7 @@ class Validated(NamedTuple):
 
 
 RULES = (
-    ("device", "missing"), ("device", "too_long"), ("device", "control_character"),
+    ("device", "missing"), ("device", "too_long"), ("device", "control_character"), ("device", "not_permitted"),
     ("interface", "too_long"), ("interface", "control_character"),
     ("metric", "missing"), ("metric", "too_long"), ("metric", "control_character"),
     ("value", "missing"), ("value", "not_finite"), ("value", "out_of_range"),
@@ -177,6 +179,8 @@ def _checks(rows: pl.DataFrame, names: dict[str, pl.Series], tags: pl.Series | N
             check(pl.col(field).is_null(), field, "missing")
         if odd_names and field in names and (rules := _name_rules(names[field], field, limits)).null_count() < len(rules):
             checks.append(pl.lit(rules).gather(pl.col(field)))
+        if field == "device" and "permitted" in rows.columns and rows["permitted"].not_().any():
+            check(pl.col("permitted").not_(), field, "not_permitted")
     if not facts["held"]:
         check(~held, "value", "missing")
     if facts["finite"] is False:

@@ -29,6 +29,8 @@ from tests.harness import eventually, free_port
 
 ROOT = Path(__file__).parents[2]
 SETUP = "data-permissions"
+BOOTSTRAP = "simulator-token"
+ONCE = (SETUP, BOOTSTRAP)
 VARIABLE = re.compile(r"\$\{(\w+):-([^}]*)\}")
 
 
@@ -49,7 +51,7 @@ def ours(services) -> dict[str, dict]:
 
 
 def test_every_role_has_its_service(services):
-    assert set(services) == {"redis", SETUP, "api", "worker", "notifier", "maintenance", "simulator", "notebook"}
+    assert set(services) == {"redis", *ONCE, "api", "worker", "notifier", "maintenance", "simulator", "notebook"}
     assert services["worker"]["deploy"]["replicas"] == 3 and services["notebook"]["profiles"] == ["notebook"]
     assert not any("container_name" in service for service in services.values())  # a name would forbid --scale
 
@@ -86,9 +88,9 @@ def test_services_wait_for_what_they_need_and_say_how_they_are(services):
     for name, service in services.items():
         for other, how in service.get("depends_on", {}).items():
             assert how["condition"] != "service_healthy" or "healthcheck" in services[other], f"{name} waits for {other}"
-        assert service["restart"] == ("no" if name == SETUP else "unless-stopped")
+        assert service["restart"] == ("no" if name in ONCE else "unless-stopped")
         probe = service.get("healthcheck", {}).get("test", [])
-        assert probe or name in (SETUP, "simulator")
+        assert probe or name in (*ONCE, "simulator")
         if probe[:3] == ["CMD", "python", "-c"]:
             ast.parse(probe[3])
 
@@ -99,6 +101,27 @@ def test_no_service_has_more_rights_than_it_needs(services):
         assert service["security_opt"] == ["no-new-privileges:true"]
         assert name == SETUP or (service["user"] in ("1000:1000", "redis") and "cap_add" not in service)
         assert all(port.startswith("127.0.0.1:") for port in service.get("ports", []))
+
+
+def test_the_api_asks_for_tokens_and_the_simulator_alone_is_given_one(services, monkeypatch):
+    """Made at random when it starts: no secret is in the file, in a command line or in an environment."""
+    for name, value in services["api"]["environment"].items():
+        monkeypatch.setenv(name, str(value))
+    assert load().auth_required
+    assert re.search(r"tp_[0-9a-f]|PIPELINE_TOKEN|PIPELINE_AUTH", (ROOT / "docker-compose.yml").read_text()) is None
+    holders = {name: [volume for volume in service["volumes"] if "simulator-token" in volume] for name, service in services.items()}
+    mount = "simulator-token:/run/token"
+    assert {name: found for name, found in holders.items() if found} == {SETUP: [mount], BOOTSTRAP: [mount], "simulator": [f"{mount}:ro"]}
+    made, used = _parser().parse_args(services[BOOTSTRAP]["command"]), _parser().parse_args(shlex.split(services["simulator"]["command"]))
+    assert made.keep and made.scope == ["ingest"] and made.file == used.token_file
+    assert services["simulator"]["depends_on"][BOOTSTRAP] == {"condition": "service_completed_successfully"}
+
+
+def test_only_our_roles_reach_redis(services):
+    """It has no password; the simulator and the notebook do not share a network with it."""
+    assert {name for name, service in services.items() if "inside" not in service["networks"]} == {"simulator", "notebook"}
+    assert {name for name, service in services.items() if "door" in service["networks"]} == {"api", "simulator"}
+    assert services["notebook"]["networks"] == ["notebook"] and "ports" not in services["redis"]
 
 
 def test_redis_keeps_what_was_accepted(services):
@@ -203,7 +226,10 @@ class Poster:
     """Posts one event every 50 ms from the host, and counts those that were accepted."""
 
     def __init__(self, compose: Compose) -> None:
+        token = compose("exec", "-T", "worker", "telemetry", "tokens", "create", "--name", "poster", "--scope", "ingest").strip()
+        self._headers = {"Authorization": f"Bearer {token}"}
         self._url = f"http://127.0.0.1:{compose.port}/v1/events"
+        eventually(lambda: httpx.post(self._url, headers=self._headers).status_code == 422, 10, "the API knows the token")  # an empty body
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run)
         self.accepted: list[int] = []
@@ -219,7 +245,7 @@ class Poster:
 
     def _run(self) -> None:
         number = 0
-        with httpx.Client(timeout=10) as client:
+        with httpx.Client(timeout=10, headers=self._headers) as client:
             while not self._stop.wait(0.05):
                 number += 1
                 event = {"device": f"host-{number % 40}", "metric": "probe", "value": number, "timestamp": time.time_ns() // 1_000_000}

@@ -25,6 +25,7 @@ import uvicorn
 
 from api import endpoint, ingest
 from api.app import bind, create_app
+from api.crowd import Crowd
 from api.protocol import guarded
 from pipeline.core.partitions import partition_of
 from pipeline.errors import Invalid, Unavailable
@@ -105,7 +106,9 @@ class Api:
         self.url = f"http://127.0.0.1:{self.port}/v1/events"
         app = create_app(self.settings, store)
         self.ingest = app.state.ingest
-        self.server = uvicorn.Server(uvicorn.Config(app, log_level="critical", http=guarded(self.settings.request_seconds_max)))
+        crowd = Crowd(self.settings.connections_max, self.settings.connections_per_client_max)
+        http = guarded(self.settings.request_seconds_max, crowd)
+        self.server = uvicorn.Server(uvicorn.Config(app, log_level="critical", http=http))
         self.thread = threading.Thread(target=self.server.run, kwargs={"sockets": [listener]})
         self.thread.start()
         self.client = httpx.Client(base_url=f"http://127.0.0.1:{self.port}", timeout=10)
@@ -462,7 +465,7 @@ def test_the_examples_of_the_docs_work_and_need_no_other_host(api):
     assert "POST /v1/events" in page and "src=" not in page and "cdn" not in page
     document = api.client.get("/openapi.json").json()
     operation = document["paths"]["/v1/events"]["post"]
-    assert set(operation["responses"]) == {"202", "400", "408", "413", "415", "422", "431", "503"}
+    assert set(operation["responses"]) == {"202", "400", "408", "413", "415", "422", "429", "431", "503"}
     tried = 0
     for media, content in operation["requestBody"]["content"].items():
         for example in content.get("examples", {}).values():

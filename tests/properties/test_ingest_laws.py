@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from fnmatch import fnmatchcase
 
 import polars as pl
 from hypothesis import given, settings
@@ -123,3 +124,27 @@ def test_every_event_is_in_one_entry_or_one_dead_letter(payloads, partitions):
     assert events.num_rows + letters.num_rows == sum(sent)
     assert [told.accepted + told.rejected for told in built.outcomes()] == sent
     assert sum(told.accepted for told in built.outcomes()) == events.num_rows
+
+
+patterns = st.lists(st.sampled_from(["core-*", "*-1", "lab-?", "core-1", "*"]), max_size=2).map(tuple)
+devices = st.sampled_from(["core-1", "core-12", "lab-1", "lab-22", "edge-3", "", None])
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(st.tuples(patterns, st.lists(devices, min_size=1, max_size=8)), min_size=1, max_size=6))
+def test_a_body_gets_in_with_the_devices_of_its_token_alone(sent):
+    """Event by event as fnmatch says, whatever the other bodies of its group may do."""
+    payloads = [json.dumps([{"device": device, "metric": "m", "value": 1} for device in named]).encode() for _, named in sent]
+    bodies = [decode(payload, "", "", LIMITS)._replace(devices=allowed) for payload, (allowed, _) in zip(payloads, sent, strict=True)]
+    built = build(bodies, [NOW] * len(bodies), [None] * len(bodies), NOW, Limits(), 4)
+    for (allowed, named), told in zip(sent, built.outcomes(), strict=True):
+        free = [not allowed or any(fnmatchcase(device or "", pattern) for pattern in allowed) for device in named]
+        assert told.accepted == sum(bool(device) and may for device, may in zip(named, free, strict=True))
+        expected = [
+            (index, "device", "not_permitted" if device else "missing")
+            for index, (device, may) in enumerate(zip(named, free, strict=True))
+            if not device or not may
+        ]
+        assert told.errors == expected
+    events = unpack([group.events for group in built.groups() if group.events], EVENTS_ARROW)
+    assert events.num_rows == sum(told.accepted for told in built.outcomes())

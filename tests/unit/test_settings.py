@@ -184,3 +184,17 @@ def test_a_bad_url_is_said_in_one_line(url):
     """No traceback, and how it must be."""
     with pytest.raises(Invalid, match=r"^PIPELINE_REDIS_URL=.*: must be like redis://"):
         connect(url, 1)
+
+
+@pytest.mark.parametrize(
+    ("host", "auth", "required"),
+    [("127.0.0.1", "auto", False), ("127.8.8.8", "auto", False), ("::1", "auto", False), ("localhost", "auto", False),
+     ("0.0.0.0", "auto", True), ("::", "auto", True), ("192.0.2.1", "auto", True), ("collector", "auto", True), ("", "auto", True),
+     ("127.0.0.1", "required", True), ("0.0.0.0", "off", False)],
+)  # fmt: skip
+def test_a_token_is_required_as_soon_as_others_may_reach_the_api(host, auth, required):
+    assert Settings(api_host=host, auth=auth).auth_required == required
+
+
+def test_a_token_is_not_shown():
+    assert "tp_secret" not in repr(Settings(token="tp_secret"))

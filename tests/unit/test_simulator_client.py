@@ -12,7 +12,7 @@ import polars as pl
 import pyarrow as pa
 import pytest
 
-from simulator.client import Sender
+from simulator.client import Sender, token_of
 from simulator.errors import UserError
 from simulator.wire import CONTENT_TYPES, bodies
 
@@ -207,7 +207,13 @@ def test_what_the_server_will_not_take_is_not_repeated(api, status):
 
 @pytest.mark.parametrize(
     ("answer", "message"),
-    [((401, {}, {}), "--token"), ((404, {}, {}), "check --url"), ((200, {}, {"hello": 1}), "check --url"), ((302, {}, {}), "check --url")],
+    [
+        ((401, {}, {"error": {"message": "token 1 is expired"}}), "token 1 is expired.*PIPELINE_TOKEN or --token-file"),
+        ((403, {}, {}), "--token-file"),
+        ((404, {}, {}), "check --url"),
+        ((200, {}, {"hello": 1}), "check --url"),
+        ((302, {}, {}), "check --url"),
+    ],
 )
 def test_what_no_retry_can_mend_ends_the_run(api, answer, message):
     """One line with the remedy; nothing is counted as sent."""
@@ -257,6 +263,22 @@ def test_a_stopped_run_does_not_wait_for_long(api, behave):
 def test_the_token_is_a_bearer_token(api):
     send(api, events(1), token="s3cret")
     assert api.requests[0].token == "Bearer s3cret"
+
+
+def test_the_token_comes_from_a_file_or_the_environment(tmp_path, monkeypatch):
+    """Not from the command line, which everybody on the machine can read."""
+    file = tmp_path / "token"
+    file.write_text("tp_x_y\n")
+    monkeypatch.delenv("PIPELINE_TOKEN", raising=False)
+    assert (token_of(None), token_of(file)) == (None, "tp_x_y")
+    monkeypatch.setenv("PIPELINE_TOKEN", "tp_e_e")
+    assert (token_of(None), token_of(file)) == ("tp_e_e", "tp_x_y")
+    for bad in (b"", b"two words", b"\xff\xfe", b"a\nb"):
+        file.write_bytes(bad)
+        with pytest.raises(UserError, match="it holds no token"):
+            token_of(file)
+    with pytest.raises(UserError, match="No such file"):
+        token_of(tmp_path / "none")
 
 
 @pytest.mark.parametrize("url", ["localhost:8000", "ftp://x", "http://", "http://h:port"])
