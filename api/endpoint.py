@@ -14,6 +14,7 @@ from api.decode import Body, DecodeLimits, decode, decompress
 from api.ingest import Ingest
 from api.models import Refusal
 from api.poison import ENDING, told
+from pipeline import metrics
 from pipeline.errors import PipelineError
 from pipeline.settings import Settings
 
@@ -21,6 +22,7 @@ _log = logging.getLogger(__name__)
 
 INLINE_BYTES_MAX = 256 * 1024  # larger bodies, and compressed ones a sixteenth of it, are decoded beside the event loop
 _COMPRESSION = 16
+_ANSWERS = {hundreds: metrics.HTTP_REQUESTS.labels(f"{hundreds}xx") for hundreds in (2, 4, 5)}
 
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
@@ -43,12 +45,14 @@ class EventsEndpoint:
             settings.body_decompressed_bytes_max, settings.body_events_max, settings.name_chars_max, settings.dead_letter_chars_max
         )
         self._decoder = ThreadPoolExecutor(1, "decode")
+        metrics.QUEUE_BYTES.set_function(lambda: self._reading_bytes)
 
     def close(self) -> None:
         self._decoder.shutdown(wait=False)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         headers: list[tuple[bytes, bytes]] = []
+        began = time.perf_counter()
         try:
             status, answer = 202, await self._take(scope, receive, headers)
         except Refusal as refusal:
@@ -66,6 +70,8 @@ class EventsEndpoint:
             _log.exception("a request failed")
             status, answer = 503, Refusal(503, "unavailable", "the request could not be processed").body()
             headers.append((b"retry-after", b"1"))
+        _ANSWERS[status // 100].inc()
+        metrics.HTTP_SECONDS.observe(time.perf_counter() - began)
         headers += [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(answer))]
         await send({"type": "http.response.start", "status": status, "headers": headers})
         await send({"type": "http.response.body", "body": answer})
@@ -89,6 +95,7 @@ class EventsEndpoint:
             arrival_us = time.time_ns() // 1000
         elif len(payload) > self._bytes_max:
             raise self._too_large()
+        metrics.BODY_BYTES.inc(len(payload))
         if len(payload) > (INLINE_BYTES_MAX // _COMPRESSION if encoding else INLINE_BYTES_MAX):
             payload, body = await self._decode_beside(payload, content_type.decode("latin-1"), encoding.decode("latin-1"), key is not None)
         elif encoding and key is not None:

@@ -50,6 +50,7 @@ class Built:
         self._refused = _by_partition(refused, partitions)
         self._keyed = np.array([key is not None for key in keys], bool)
         self.outcomes = _outcomes(events.rows, refused, len(bodies))
+        self.reasons = dict(refused["reason"].value_counts().iter_rows()) if len(refused) else {}
 
     def groups(self) -> list[Group]:
         """One group per partition that gets anything."""

@@ -22,6 +22,7 @@ from api.decode import Body
 from api.group import Built, Outcome, build
 from api.models import Refusal
 from api.poison import ENDING, told
+from pipeline import metrics
 from pipeline.core.validate import Limits
 from pipeline.errors import PipelineError, Unavailable
 from pipeline.settings import Settings
@@ -81,6 +82,7 @@ class Ingest:
         self._progress = time.monotonic()
         self._warned = -WARN_INTERVAL_SECONDS
         self._stopping = False
+        metrics.QUEUE_EVENTS.set_function(lambda: self._held)
 
     async def start(self) -> None:
         self._flusher = asyncio.create_task(self._flush(), name="flusher")
@@ -239,8 +241,12 @@ class Ingest:
         built, entries = made
         results: list[Outcome | BaseException] = [Unavailable("the append broke off")] * len(group)
         try:
-            failed = await self._append_all(built, entries)
+            metrics.GROUP_EVENTS.observe(sum(each.body.events for each in group))
+            with metrics.APPEND_SECONDS.time():
+                failed = await self._append_all(built, entries)
+            metrics.count_reasons(metrics.EVENTS_REJECTED, built.reasons)
             if failed:
+                metrics.APPEND_FAILURES.inc(len(failed))
                 self._warn(f"{len(failed)} of {len(entries)} entries were not appended; the first: {next(iter(failed.values()))}")
             outcomes: list[Outcome | BaseException] = list(built.outcomes)
             for partition, error in failed.items():
@@ -282,6 +288,7 @@ class Ingest:
 
     def _finish(self, group: list[_Waiting], results: Sequence[Outcome | BaseException]) -> None:
         self._progress = time.monotonic()
+        metrics.EVENTS_ACCEPTED.inc(sum(result.accepted for result in results if isinstance(result, Outcome)))
         for each, result in zip(group, results, strict=True):
             self._held -= each.body.events
             if each.done.done():  # its request was cancelled

@@ -58,12 +58,14 @@ def _parser() -> argparse.ArgumentParser:
     ):
         role = commands.add_parser(name, help=words)
         _data_argument(role)
+        _role_arguments(role)
         role.set_defaults(func=run)
     ingest = commands.add_parser("ingest", help="the ingest API")
     ingest.add_argument("--fd", type=int, help=argparse.SUPPRESS)
     ingest.set_defaults(func=_ingest)
     notify = commands.add_parser("notify", help="the notifier: alerts to the console")
     notify.add_argument("--json", action="store_true", help="one JSON object per line")
+    _role_arguments(notify)
     notify.add_argument("--colour", action="store_true", default=None, help="colour also where stdout is no terminal")
     notify.set_defaults(func=_notify)
 
@@ -106,6 +108,10 @@ def _rules_commands(commands) -> None:
     for action, run in runs.items():
         _data_argument(action)
         action.set_defaults(func=run)
+
+
+def _role_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--metrics-fd", type=int, help=argparse.SUPPRESS)
 
 
 def _data_argument(parser: argparse.ArgumentParser) -> None:
@@ -153,10 +159,16 @@ def _log_to_stderr() -> None:
     logging.getLogger("apscheduler").setLevel(logging.ERROR)  # a run that is left out while the last one goes on is no news
 
 
-def _run_role(role) -> int:
-    """Run an object with run() and stop() until SIGTERM or SIGINT."""
+def _run_role(name: str, role, args: argparse.Namespace, settings: Settings) -> int:
+    """Run an object with run(), stop() and health until SIGTERM or SIGINT, and answer for it where a port is set for that."""
+    from pipeline import ops
     from pipeline.supervisor import die_with_parent
 
+    listener = ops.listener_of(settings) if args.metrics_fd is None else socket.socket(fileno=args.metrics_fd)
+    if listener is not None:
+        port = ops.serve(name, role.health, listener, getattr(role, "tells", lambda: False))
+        if settings.metrics_port == 0:
+            logging.getLogger(name).info("metrics: http://%s:%d/metrics", settings.metrics_host, port)
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: role.stop())
     die_with_parent(role.stop)
@@ -196,14 +208,16 @@ def _worker(args: argparse.Namespace) -> int:
     from pipeline.worker import Worker
 
     _log_to_stderr()
-    return _run_role(Worker(_with_redis(args)))
+    settings = _with_redis(args)
+    return _run_role("worker", Worker(settings), args, settings)
 
 
 def _maintain(args: argparse.Namespace) -> int:
     from pipeline.maintenance import Maintenance
 
     _log_to_stderr()
-    return _run_role(Maintenance(_with_redis(args)))
+    settings = _with_redis(args)
+    return _run_role("maintenance", Maintenance(settings), args, settings)
 
 
 def _ingest(args: argparse.Namespace) -> int:
@@ -221,7 +235,8 @@ def _notify(args: argparse.Namespace) -> int:
 
     _log_to_stderr()
     colour = sys.stdout.isatty() if args.colour is None else args.colour
-    return _run_role(Notifier(_with_redis(args), [ConsoleSink(as_json=args.json, colour=colour)]))
+    settings = _with_redis(args)
+    return _run_role("notifier", Notifier(settings, [ConsoleSink(as_json=args.json, colour=colour)]), args, settings)
 
 
 def _rulebook(args: argparse.Namespace):

@@ -9,6 +9,7 @@ import fcntl
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -21,6 +22,7 @@ from pathlib import Path
 import polars as pl
 
 from api.app import bind
+from pipeline import ops
 from pipeline.books import balance
 from pipeline.errors import Invalid, PipelineError, Unavailable
 from pipeline.settings import Settings, semantics_of
@@ -30,6 +32,7 @@ from pipeline.stores.connection import connect, parse_id, stream_key
 from pipeline.stores.embedded import EmbeddedRedis
 from pipeline.stores.lake import Lake
 
+TARGETS = "metrics-targets.json"  # in the data folder: where each role answers, as Prometheus' file_sd_configs reads it
 STOP_ORDER = ("simulator", "ingest", "worker", "notifier", "maintenance")
 STOP_SECONDS = 40
 RESTART_SECONDS_MAX = 10.0
@@ -45,6 +48,7 @@ class Process:
     command: list[str]
     environment: dict[str, str]
     descriptors: tuple[int, ...] = ()
+    metrics: socket.socket | None = None  # bound here, so that its port stays when the process is started again
     process: subprocess.Popen | None = None
     failures: int = 0
     started_at: float = 0.0
@@ -100,8 +104,9 @@ class Supervisor:
             code = self._finish(before)
         finally:
             self._stop_all()
-            if listener:
-                listener.close()
+            for taken in (listener, *(process.metrics for process in self._processes)):
+                if taken:
+                    taken.close()
             if self._redis:
                 self._redis.stop()
         return code
@@ -148,6 +153,22 @@ class Supervisor:
         simulate = [*telemetry, "simulate", "--url", url, "--truth", str(self._truth), "--json", *self._simulate]
         declared.append(Process("simulator", simulate, environment))
         self._processes = [process for process in declared if process.role not in self._without]
+        self._listen(port)
+
+    def _listen(self, api_port: int) -> None:
+        """A metrics port for each role: those from PIPELINE_METRICS_PORT on, or any that are free; and the file that tells which."""
+        settings, targets = self._settings, []
+        for process in self._processes:
+            if process.role in ("worker", "maintenance", "notifier"):
+                number = len([each for each in self._processes if each.metrics])
+                listener = ops.listener_of(settings, settings.metrics_port + number if settings.metrics_port else 0)
+                process.metrics, descriptor = listener, listener.fileno()
+                process.descriptors += (descriptor,)
+                process.command += ["--metrics-fd", str(descriptor)]
+                targets.append({"targets": [f"{settings.metrics_host}:{listener.getsockname()[1]}"], "labels": {"role": process.role}})
+            elif process.role == "ingest":
+                targets.append({"targets": [f"{settings.api_host}:{api_port}"], "labels": {"role": "ingest"}})
+        (self._data / TARGETS).write_text(json.dumps(targets, indent=2) + "\n")
 
     def _banner(self, port: int) -> None:
         host = self._settings.api_host
@@ -160,6 +181,7 @@ class Supervisor:
             self.say("up", f"send events: POST http://{host}:{port}/v1/events   (try it: http://{host}:{port}/docs)")
         self.say("up", f'query them:  {command} sql{data} "{query}"')
         self.say("up", f"alerts now:  {command} alerts{data}")
+        self.say("up", f"see inside:  metrics of each role, at the addresses in {self._data / TARGETS}")
 
     def _start(self, process: Process) -> None:
         process.process = subprocess.Popen(

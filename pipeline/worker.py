@@ -15,12 +15,12 @@ import threading
 import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
-from dataclasses import dataclass, replace
-from functools import partial
+from dataclasses import replace
 
 import polars as pl
 from apscheduler.schedulers.background import BackgroundScheduler
 
+from pipeline import metrics, watch
 from pipeline.commits import COMMIT_ORDER, Holding, Snapshot, commit
 from pipeline.core.assignment import plan
 from pipeline.core.batch import Output, State
@@ -28,40 +28,18 @@ from pipeline.core.recovery import recover
 from pipeline.core.rules import SEVERITIES, Rules
 from pipeline.core.schema import SERIES_NAMES
 from pipeline.errors import Fenced, PipelineError, Unavailable
+from pipeline.health import COMMIT_PATIENCE_SECONDS, Health
 from pipeline.isolation import step_safely
 from pipeline.settings import Settings, backoff_seconds, semantics_of
-from pipeline.stores.alertlog import NAMED, AlertLog
-from pipeline.stores.connection import check_server, connect
+from pipeline.stores.alertlog import NAMED
 from pipeline.stores.entries import portions, to_batch
-from pipeline.stores.lake import Lake
-from pipeline.stores.leases import Leases
-from pipeline.stores.rulebook import Rulebook, read_document
-from pipeline.stores.streams import Entry, Settlement, Streams
+from pipeline.stores.rulebook import read_document
+from pipeline.stores.streams import Entry, Settlement
+from pipeline.workerstores import Stores, connected
 
 log = logging.getLogger("worker")
 
 _NO_ALERTS = NAMED.to_frame()
-
-
-@dataclass(frozen=True)
-class Stores:
-    """What a worker remembers with. `lake` is the committer's, `reading_lake` recovery's: a handle is not for two threads."""
-
-    streams: Streams
-    leases: Leases
-    alertlog: AlertLog
-    rulebook: Rulebook
-    lake: Lake
-    reading_lake: Lake
-    check: Callable[[], list[str]]  # whether the server will do; what there is to warn of
-
-
-def connected(settings: Settings, owner: str) -> Stores:
-    """The stores that the settings name."""
-    client = connect(settings.redis_url, settings.redis_timeout_seconds)
-    lakes = [Lake(settings.lake, settings.commit_retries_max) for _ in range(2)]
-    leases = Leases(client, owner, settings.lease_ms)
-    return Stores(Streams(client), leases, AlertLog(client), Rulebook(client), *lakes, partial(check_server, client))
 
 
 class Worker:
@@ -94,12 +72,13 @@ class Worker:
         self._made_rows = 0
         self._lost: dict[int, tuple[int, str]] = {}  # partitions found fenced, by whichever thread: under which token, and why
         self._stopping = threading.Event()
-        self._progress = self._clock()
+        self.health = Health(settings.progress_timeout_seconds, clock)
         self._committer = committer or ThreadPoolExecutor(1, "commit")
         self._commit: Future | None = None
         self._committed_at = self._member_at = self._ticked_at = 0.0
         self._members = 1
         self._entries_per_read = settings.read_entries_max
+        self._events_per_entry = 0.0
         self._failures = 0
 
     def stop(self) -> None:
@@ -114,15 +93,20 @@ class Worker:
             self._reload_rules, "interval", seconds=self._settings.rules_reload_seconds,
             coalesce=True, max_instances=1, misfire_grace_time=None,
         )  # fmt: skip
+        scheduler.add_job(
+            watch.Watch(self._streams, self._standing).look, "interval", seconds=watch.WATCH_SECONDS,
+            coalesce=True, max_instances=1, misfire_grace_time=None,
+        )  # fmt: skip
         scheduler.start()
         renewer = threading.Thread(target=self._renew, name="renew", daemon=True)
         renewer.start()
         try:
             while not self._stopping.is_set():
-                self._progress = self._clock()
+                self.health.moved()
                 try:
                     busy = self.turn()
                     self._failures = 0
+                    self.health.worked("reading")
                 except Unavailable as error:
                     self._back_off(error)
                     continue
@@ -138,22 +122,27 @@ class Worker:
     def start(self) -> None:
         """Wait until Redis and the lake are there, agree with them, and have rules. Invalid: they are another's."""
         while not self._stopping.is_set():
-            self._progress = self._clock()
+            self.health.moved()
             try:
                 for warning in self._stores.check():
                     log.warning(warning)
                 self._streams.agree(self._settings.partitions)
                 self._lake.create(self._semantics, self._settings.partitions)
                 self._reload_rules()
+                self.health.worked("start")
                 return
             except Unavailable as error:
                 self._back_off(error)
 
     def _back_off(self, error: Unavailable) -> None:
         self._failures += 1
+        self.health.failed("reading", error)
         if self._failures in (1, 10, 100):
             log.warning("%s; trying again", error)
         self._stopping.wait(backoff_seconds(self._failures, self._settings.backoff_max_seconds))
+
+    def _standing(self) -> watch.Standing:
+        return watch.Standing(list(self._held), self._state, self._made_rows, self._rules.version, self._events_per_entry)
 
     def _reload_rules(self) -> None:
         """Pick up a new version; the main loop swaps it in between two micro-batches. A bad one changes nothing."""
@@ -173,7 +162,7 @@ class Worker:
 
     def _renew(self) -> None:
         while not self._stopping.wait(self._settings.lease_ms / 4000):
-            if self._clock() - self._progress <= self._settings.progress_timeout_seconds:
+            if self.health.why_not_alive() is None:
                 self.renew()  # else the main loop stands still: let the leases go to somebody who works
 
     def renew(self) -> None:
@@ -221,6 +210,7 @@ class Worker:
                 self._recover_one(partition, holding, last_rows[partition])
             except Fenced as error:
                 self._drop([partition], str(error))
+        metrics.RECOVERY_SECONDS.observe(self._clock() - began)
         names = ", ".join(map(str, sorted(self._held)))
         log.info("took %d partitions in %.2f s; holding %s", len(tokens), self._clock() - began, names)
 
@@ -249,7 +239,7 @@ class Worker:
                 state = replace(state, active=self._numbered(alerts, state))
             self._keep(replace(output, **{table: getattr(output, table).clear() for table in has - {"alerts"}}), state)
         for portion in portions({partition: rest}, self._settings.step_rows_max):
-            self._progress = self._clock()
+            self.health.moved()
             state, output = step_safely(state, portion, self._rules, self._semantics)
             self._keep(output, state)
         self._state = self._state.with_partition(state)
@@ -263,7 +253,7 @@ class Worker:
         entries: list[Entry] = []
         after: int | None = 0
         while True:
-            self._progress = self._clock()
+            self.health.moved()
             reply = self._streams.read({partition: token}, self._settings.read_entries_max, {partition: after})[partition]
             if isinstance(reply, PipelineError):
                 raise reply
@@ -290,7 +280,7 @@ class Worker:
         if self._made_rows < self._settings.uncommitted_rows_max:
             entries, full = self._read()
             for portion in portions(entries, self._settings.step_rows_max):
-                self._progress = self._clock()
+                self.health.moved()
                 self._state, output = step_safely(self._state, portion, self._rules, self._semantics)
                 self._keep(output, self._state)
         self._raise_alerts()
@@ -330,8 +320,8 @@ class Worker:
                 holding.reread_after = None
         full = any(len(reply) == count for reply in entries.values())
         if rows:  # as many entries next time as make about one step's worth of rows
-            each = rows / sum(map(len, entries.values()))
-            fits = self._settings.step_rows_max / each / len(self._held)
+            self._events_per_entry = rows / sum(map(len, entries.values()))
+            fits = self._settings.step_rows_max / self._events_per_entry / len(self._held)
             self._entries_per_read = max(1, min(self._settings.read_entries_max, int(fits)))
         if failed is not None and not entries:
             raise failed
@@ -339,6 +329,7 @@ class Worker:
 
     def _keep(self, output: Output, state: State) -> None:
         """Gather rows to be committed, and transitions to be raised."""
+        watch.count(output)
         for table in COMMIT_ORDER:
             rows = getattr(output, table)
             if rows.height:
@@ -421,9 +412,11 @@ class Worker:
         while True:
             try:
                 commit(snapshot, self._lake, self._held, self._lost)
+                self.health.worked("committing")
                 return snapshot
             except Unavailable as error:
                 failures += 1
+                self.health.failed("committing", error, COMMIT_PATIENCE_SECONDS)
                 if failures in (1, 10, 100):
                     log.warning("%s; trying again", error)
                 if self._stopping.is_set() and failures >= 3:
@@ -465,6 +458,7 @@ class Worker:
         partitions = [p for p in partitions if p in self._held]
         if not partitions:
             return
+        metrics.PARTITIONS_LOST.inc(len(partitions))
         log.warning("lost partitions %s: %s", ", ".join(map(str, partitions)), why)
         if self._commit is not None:  # it leaves out what is no longer held; let it end before the state changes
             for partition in partitions:
@@ -481,7 +475,7 @@ class Worker:
     def _wait_for_commit(self) -> None:
         deadline = self._clock() + self._settings.shutdown_timeout_seconds
         while self._commit is not None and not self._commit.done() and self._clock() < deadline:
-            self._progress = self._clock()
+            self.health.moved()
             time.sleep(0.005)
         if self._commit is not None and self._commit.done():
             self._finish_commit()

@@ -47,6 +47,13 @@ class Entry(NamedTuple):
     lost: bool = False
 
 
+class Backlog(NamedTuple):
+    """What nobody has read yet of one partition."""
+
+    entries: int
+    oldest_seconds: float  # age of the oldest of them; 0: there is none
+
+
 class Settlement(NamedTuple):
     """What a holder is done with in one partition."""
 
@@ -210,6 +217,18 @@ class Streams:
         with translated(partition):
             self._scripts.call("tick", [keys.lease_key(partition), keys.stream_key(partition)], [token, interval_ms])
 
+    def backlog(self, partitions: Sequence[int]) -> dict[int, Backlog]:
+        """How far its readers are behind, per partition, in one round trip. Without a lease and without effect."""
+        with translated():
+            replies = self._scripts.calls("backlog", [([keys.stream_key(partition)], [GROUP]) for partition in partitions])
+        found = {}
+        for partition, reply in zip(partitions, replies, strict=True):
+            if isinstance(reply, RedisError):
+                raise translate(reply, partition) from reply
+            now_ms, entries, oldest_ms = reply
+            found[partition] = Backlog(entries, max(0, now_ms - oldest_ms) / 1000 if oldest_ms >= 0 else 0.0)
+        return found
+
     def peek(self, partition: int, after: int, count: int) -> list[Entry]:
         """Entries after an id, without a lease and without effect: for status, books and tests."""
         with translated(partition):
@@ -232,6 +251,20 @@ class Streams:
                 found += [entry for entry in page if entry.id in pending or entry.id > delivered]
                 last = page[-1].id
         return found
+
+    def accepted_upto(self, partition: int) -> tuple[int, int]:
+        """`accepted` and the last entry that it counts, at one moment; 0 where there is no stream."""
+        key = keys.stream_key(partition)
+        with translated(partition):
+            pipe = self._redis.pipeline(transaction=True)
+            pipe.hmget(keys.books_key(partition), "accepted", "expired")
+            pipe.xinfo_stream(key)
+            (accepted, expired), stream = pipe.execute(raise_on_error=False)
+            if isinstance(stream, RedisError):
+                if self._redis.exists(key):
+                    raise stream
+                return int(accepted or 0) - int(expired or 0), 0
+        return int(accepted or 0) - int(expired or 0), parse_id(stream["last-generated-id"])
 
     def accepted(self, partition: int) -> int:
         """Events accepted into this partition since the store was made, taken or set aside, but for those that expired."""
