@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import signal
 import socket
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, MutableMapping
 from typing import Any
 
 import uvicorn
@@ -15,7 +15,7 @@ from fastapi.responses import HTMLResponse, JSONResponse, Response
 from starlette.exceptions import HTTPException
 from starlette.routing import Route
 
-from api import docs
+from api import docs, requestid
 from api.endpoint import EventsEndpoint, Receive, Scope, Send
 from api.health import add_health
 from api.ingest import Ingest, Store
@@ -40,10 +40,24 @@ class IngestApp(FastAPI):
         self._endpoint = endpoint
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and scope["path"] == docs.EVENTS_PATH and scope["method"] == "POST":
+        if scope["type"] != "http":
+            await super().__call__(scope, receive, send)
+        elif scope["path"] == docs.EVENTS_PATH and scope["method"] == "POST":
             await self._endpoint(scope, receive, send)
         else:
-            await super().__call__(scope, receive, send)
+            requestid.begin(scope)
+            await super().__call__(scope, receive, _named(send))
+
+
+def _named(send: Send) -> Send:
+    """`send`, with the request's id in the head of an answer that says that we failed."""
+
+    async def named(message: MutableMapping[str, Any]) -> None:
+        if message["type"] == "http.response.start" and message["status"] >= 500 and (request_id := requestid.current()):
+            message["headers"] = [*message.get("headers", ()), (b"x-request-id", request_id.encode())]
+        await send(message)
+
+    return named
 
 
 def create_app(settings: Settings, appender: Store, rules: APIRouter | None = None) -> FastAPI:
@@ -93,7 +107,8 @@ def create_app(settings: Settings, appender: Store, rules: APIRouter | None = No
 
     @app.exception_handler(Exception)
     async def broken(request: Request, error: Exception) -> Response:
-        return JSONResponse({"error": {"code": "internal", "message": "the request could not be processed"}}, 500)
+        message = "the request could not be processed"
+        return JSONResponse({"error": {"code": "internal", "message": message, "request_id": requestid.current()}}, 500)
 
     app.state.ingest = ingest
     return app
@@ -135,6 +150,7 @@ def serve(settings: Settings, listener: socket.socket | None = None, appender: S
         ws="none",
         lifespan="on",
         access_log=False,
+        log_config=None,  # its lines go where ours go
         log_level="warning",
         server_header=False,
         date_header=False,

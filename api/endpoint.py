@@ -7,9 +7,10 @@ import logging
 import time
 from collections.abc import Awaitable, Callable, MutableMapping
 from concurrent.futures import ThreadPoolExecutor
+from contextvars import copy_context
 from typing import Any
 
-from api import models
+from api import models, requestid
 from api.decode import Body, DecodeLimits, decode, decompress
 from api.ingest import Ingest
 from api.models import Refusal
@@ -53,23 +54,20 @@ class EventsEndpoint:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         headers: list[tuple[bytes, bytes]] = []
         began = time.perf_counter()
+        requestid.begin(scope)
         try:
             status, answer = 202, await self._take(scope, receive, headers)
         except Refusal as refusal:
-            status, answer = refusal.status, refusal.body()
-            if refusal.retry_after_seconds is not None:
-                headers.append((b"retry-after", b"%d" % refusal.retry_after_seconds))
+            status, answer = refusal.status, _body(refusal, headers)
         except PipelineError:  # Redis: what it said is for the log, not for the client
-            status, answer = 503, Refusal(503, "unavailable", "events cannot be stored now").body()
-            headers.append((b"retry-after", b"1"))
+            status, answer = 503, _body(Refusal(503, "unavailable", "events cannot be stored now", 1), headers)
         except Disconnected:
             return
         except ENDING:
             raise
         except BaseException:  # a panic in Polars is no Exception
             _log.exception("a request failed")
-            status, answer = 503, Refusal(503, "unavailable", "the request could not be processed").body()
-            headers.append((b"retry-after", b"1"))
+            status, answer = 503, _body(Refusal(503, "unavailable", "the request could not be processed", 1), headers)
         _ANSWERS[status // 100].inc()
         metrics.HTTP_SECONDS.observe(time.perf_counter() - began)
         headers += [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(answer))]
@@ -151,9 +149,19 @@ class EventsEndpoint:
             raise Refusal(503, "busy", "too many large bodies are being decoded already", retry_after_seconds=1)
         self._reading_bytes += size
         try:
-            return await asyncio.get_running_loop().run_in_executor(self._decoder, work)
+            return await asyncio.get_running_loop().run_in_executor(self._decoder, copy_context().run, work)
         finally:
             self._reading_bytes -= size
 
     def _too_large(self) -> Refusal:
         return Refusal(413, "body_too_large", f"the body is larger than {self._bytes_max} bytes")
+
+
+def _body(refusal: Refusal, headers: list[tuple[bytes, bytes]]) -> bytes:
+    """What is answered, and what its head says; where it is our fault, also by which name the log knows the request."""
+    if refusal.retry_after_seconds is not None:
+        headers.append((b"retry-after", b"%d" % refusal.retry_after_seconds))
+    if refusal.status < 500 or (request_id := requestid.current()) is None:
+        return refusal.body()
+    headers.append((b"x-request-id", request_id.encode()))
+    return refusal.body(request_id=request_id)

@@ -14,6 +14,7 @@ import time
 from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextvars import Context, copy_context
 from hashlib import blake2b
 from typing import NamedTuple, Protocol
 
@@ -54,6 +55,7 @@ class _Waiting(NamedTuple):
     arrival_us: int
     key: bytes | None
     done: asyncio.Future[Outcome]
+    context: Context  # of its request
 
 
 class Ingest:
@@ -127,7 +129,7 @@ class Ingest:
         done: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
         if not self._held:
             self._progress = time.monotonic()
-        self._waiting.append(_Waiting(body, arrival_us, key, done))
+        self._waiting.append(_Waiting(body, arrival_us, key, done, copy_context()))
         self._queued += events
         self._held += events
         self._arrived.set()
@@ -196,7 +198,7 @@ class Ingest:
             raise
         except BaseException as error:  # a panic in Polars is no Exception
             if len(group) == 1:
-                self._finish(group, [told(error, "built")])
+                self._finish(group, [group[0].context.run(told, error, "built")])
                 return
             self._warn(f"a group of {len(group)} bodies could not be built ({type(error).__name__}); its halves are tried")
             middle = len(group) // 2

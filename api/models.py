@@ -36,8 +36,8 @@ class Refusal(Exception):
         self.code = code
         self.retry_after_seconds = retry_after_seconds
 
-    def body(self) -> bytes:
-        return msgspec.json.encode({"error": {"code": self.code, "message": str(self)}})
+    def body(self, **more: str) -> bytes:
+        return msgspec.json.encode({"error": {"code": self.code, "message": str(self), **more}})
 
 
 class Refused(msgspec.Struct, gc=False):

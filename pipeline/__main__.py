@@ -48,6 +48,7 @@ def _parser() -> argparse.ArgumentParser:
     up.add_argument("--workers", type=int, default=2, metavar="N", help="worker processes (default %(default)s)")
     up.add_argument("--without", action="append", default=[], choices=ROLES, help="leave a role out; may be repeated")
     up.add_argument("--for", dest="duration", type=_seconds, metavar="TIME", help="end by itself after this time, and check the books")
+    _log_argument(up)
     up.add_argument("--json", action="store_true", help="end with one JSON object on stdout; the rest goes to stderr")
     up.add_argument("--simulate", default="", metavar="ARGS", help='arguments for the simulator, such as "--rate 5000 --seed 7"')
     up.set_defaults(func=_up)
@@ -62,6 +63,7 @@ def _parser() -> argparse.ArgumentParser:
         role.set_defaults(func=run)
     ingest = commands.add_parser("ingest", help="the ingest API")
     ingest.add_argument("--fd", type=int, help=argparse.SUPPRESS)
+    _log_argument(ingest)
     ingest.set_defaults(func=_ingest)
     notify = commands.add_parser("notify", help="the notifier: alerts to the console")
     notify.add_argument("--json", action="store_true", help="one JSON object per line")
@@ -112,6 +114,11 @@ def _rules_commands(commands) -> None:
 
 def _role_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--metrics-fd", type=int, help=argparse.SUPPRESS)
+    _log_argument(parser)
+
+
+def _log_argument(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--log-format", choices=("text", "json"), help="json: one object per line (default: PIPELINE_LOG_FORMAT, or text)")
 
 
 def _data_argument(parser: argparse.ArgumentParser) -> None:
@@ -151,12 +158,11 @@ def _with_redis(args: argparse.Namespace) -> Settings:
     return settings.model_copy(update={"redis_url": embedded.url})
 
 
-def _log_to_stderr() -> None:
+def _log_to_stderr(role: str, args: argparse.Namespace, settings: Settings, more=dict) -> None:
+    from pipeline import logs
+
     managed = bool(os.environ.get("PIPELINE_PARENT_PID"))  # the supervisor adds time and role
-    logging.basicConfig(level=logging.INFO, format="%(message)s" if managed else "%(asctime)s %(name)s %(levelname)s %(message)s")
-    for noisy in ("httpx", "uvicorn"):
-        logging.getLogger(noisy).setLevel(logging.WARNING)
-    logging.getLogger("apscheduler").setLevel(logging.ERROR)  # a run that is left out while the last one goes on is no news
+    logs.configure(role, args.log_format or settings.log_format, settings.log_level, managed=managed, more=more)
 
 
 def _run_role(name: str, role, args: argparse.Namespace, settings: Settings) -> int:
@@ -195,8 +201,10 @@ def _up(args: argparse.Namespace) -> int:
         simulate = shlex.split(args.simulate)
     except ValueError as error:
         raise Invalid(f"--simulate {args.simulate}: {error}") from None
+    if args.log_format:
+        overrides["log_format"] = args.log_format
     settings = _settings(args, **overrides)
-    _log_to_stderr()
+    _log_to_stderr("up", args, settings)
     supervisor = Supervisor(
         settings, without=set(args.without), workers=args.workers, simulate=simulate, as_json=args.json, duration_seconds=args.duration,
     )  # fmt: skip
@@ -207,35 +215,37 @@ def _worker(args: argparse.Namespace) -> int:
     os.environ.setdefault("POLARS_MAX_THREADS", "1")  # more workers are more threads; Polars' own cost more than they save here
     from pipeline.worker import Worker
 
-    _log_to_stderr()
     settings = _with_redis(args)
+    _log_to_stderr("worker", args, settings)
     return _run_role("worker", Worker(settings), args, settings)
 
 
 def _maintain(args: argparse.Namespace) -> int:
     from pipeline.maintenance import Maintenance
 
-    _log_to_stderr()
     settings = _with_redis(args)
+    _log_to_stderr("maintenance", args, settings)
     return _run_role("maintenance", Maintenance(settings), args, settings)
 
 
 def _ingest(args: argparse.Namespace) -> int:
     os.environ.setdefault("POLARS_MAX_THREADS", "1")
+    from api import requestid
     from api.app import serve
     from pipeline.supervisor import die_with_parent
 
-    _log_to_stderr()
+    settings = _with_redis(args)
+    _log_to_stderr("ingest", args, settings, requestid.log_context)
     die_with_parent(lambda: os.kill(os.getpid(), signal.SIGTERM))
-    return serve(_with_redis(args), socket.socket(fileno=args.fd) if args.fd is not None else None)
+    return serve(settings, socket.socket(fileno=args.fd) if args.fd is not None else None)
 
 
 def _notify(args: argparse.Namespace) -> int:
     from pipeline.notifier import ConsoleSink, Notifier
 
-    _log_to_stderr()
-    colour = sys.stdout.isatty() if args.colour is None else args.colour
     settings = _with_redis(args)
+    _log_to_stderr("notifier", args, settings)
+    colour = sys.stdout.isatty() if args.colour is None else args.colour
     return _run_role("notifier", Notifier(settings, [ConsoleSink(as_json=args.json, colour=colour)]), args, settings)
 
 

@@ -51,7 +51,8 @@ def _apply(
                 outputs.append(output)
             return state, Output(**{name: pl.concat([getattr(output, name) for output in outputs]) for name in vars(outputs[0])})
         partition, entry, _ = batch.entries.row(0)
-        log.error("partition %d: entry %d cannot be processed; its events are set aside", partition, entry, exc_info=error)
+        told = "partition %d: entry %d cannot be processed; its events are set aside"
+        log.error(told, partition, entry, exc_info=error, extra={"partitions": [partition], "entry": entry})
         names = batch.events.select(pl.col(pl.Categorical).cast(pl.String), "value", "event_time")
         dead = batch.events.select(
             "partition", "entry", pl.col("device").cast(pl.String), field=pl.lit(None, pl.String), reason=pl.lit("unprocessable_entry"),

@@ -22,7 +22,7 @@ from pathlib import Path
 import polars as pl
 
 from api.app import bind
-from pipeline import ops
+from pipeline import logs, ops
 from pipeline.books import balance
 from pipeline.errors import Invalid, PipelineError, Unavailable
 from pipeline.settings import Settings, semantics_of
@@ -78,10 +78,14 @@ class Supervisor:
         self._out = sys.stderr if as_json else sys.stdout
         self._printing = threading.Lock()
 
-    def say(self, role: str, text: str) -> None:
-        """One line, with the time and the role that says it."""
+    def say(self, role: str, text: str, level: str = "info") -> None:
+        """One line, with the time and the role that says it; as JSON, an object that a role wrote as it is."""
+        if self._settings.log_format == "text":
+            told = f"{datetime.now(UTC):%H:%M:%S} {role:<11} {text}"
+        else:
+            told = text if text.startswith('{"time": ') else logs.line(role, text, level)
         with self._printing:
-            print(f"{datetime.now(UTC):%H:%M:%S} {role:<11} {text}", file=self._out, flush=True)
+            print(told, file=self._out, flush=True)
 
     def run(self) -> int:
         """Run until SIGINT, SIGTERM or the duration; the exit code. Invalid: what stands in the way, and the remedy."""
@@ -135,7 +139,7 @@ class Supervisor:
         settings = self._settings
         environment = {**os.environ, "PIPELINE_REDIS_URL": settings.redis_url or "", "PIPELINE_PARENT_PID": str(os.getpid())}
         for name in ("data_dir", "lake_url", "window_seconds", "disorder_seconds", "idle_after_seconds", "tick_interval_seconds",
-                     "lateness_max_seconds", "partitions"):  # fmt: skip
+                     "lateness_max_seconds", "partitions", "log_format"):  # fmt: skip
             if (value := getattr(settings, name)) is not None:
                 environment[f"PIPELINE_{name.upper()}"] = str(value)
         # Several processes share these cores: Polars' own threads cost more than they save.
@@ -246,7 +250,7 @@ class Supervisor:
         delay = min(RESTART_SECONDS_MAX, 0.2 * 2**process.failures)
         process.failures += 1
         reason = f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
-        self.say("up", f"{process.role} died ({reason}); starting it again in {delay:.1f} s")
+        self.say("up", f"{process.role} died ({reason}); starting it again in {delay:.1f} s", "warning")
         process.process, process.retry_at = None, now + delay
 
     def _report(self, lake: Lake, seen: dict) -> dict:
@@ -275,7 +279,7 @@ class Supervisor:
             self._stop_role(role)
         summary = self._summary(before)
         if not summary["balanced"]:
-            self.say("up", "THE BOOKS DO NOT BALANCE: " + json.dumps(summary))
+            self.say("up", "THE BOOKS DO NOT BALANCE: " + json.dumps(summary), "error")
         elif self._duration is None:
             named = ("accepted", "aggregated", "late", "repeated", "dead_lettered")
             said = ", ".join(f"{summary[name]:,} {name.replace('_', '-')}" for name in named)

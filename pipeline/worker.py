@@ -20,7 +20,7 @@ from dataclasses import replace
 import polars as pl
 from apscheduler.schedulers.background import BackgroundScheduler
 
-from pipeline import metrics, watch
+from pipeline import logs, metrics, watch
 from pipeline.commits import COMMIT_ORDER, Holding, Snapshot, commit
 from pipeline.core.assignment import plan
 from pipeline.core.batch import Output, State
@@ -156,6 +156,7 @@ class Worker:
             if (newest.number, newest.document) != (self._rules.version, self._document):
                 self._rules = read_document(newest.document, newest.number)
                 self._document = newest.document
+                logs.context(rules_version=newest.number)
                 log.info("rules version %d", newest.number)
         except PipelineError as error:
             log.warning("rules stay at version %d: %s", self._rules.version, error)
@@ -211,15 +212,17 @@ class Worker:
             except Fenced as error:
                 self._drop([partition], str(error))
         metrics.RECOVERY_SECONDS.observe(self._clock() - began)
-        names = ", ".join(map(str, sorted(self._held)))
-        log.info("took %d partitions in %.2f s; holding %s", len(tokens), self._clock() - began, names)
+        held = sorted(self._held)
+        names, told = ", ".join(map(str, held)), {"partitions": sorted(tokens), "holding": held}
+        log.info("took %d partitions in %.2f s; holding %s", len(tokens), self._clock() - began, names, extra=told)
 
     def _recover_one(self, partition: int, holding: Holding, last_rows: pl.DataFrame) -> None:
         position = holding.tables["aggregates"]
         accounted = 0
         if position >= 0 and not self._streams.exists(partition):
             accounted = self._reading_lake.accounted([partition])[partition]
-            log.warning("partition %d: Redis lost its stream; it goes on at the committed position %d", partition, position)
+            where = {"partitions": [partition]}
+            log.warning("partition %d: Redis lost its stream; it goes on at the committed position %d", partition, position, extra=where)
         self._streams.open(partition, holding.token, position, accounted)
         pending = self._history(partition, holding.token, position)
         stands, alerts = self._alertlog.load(partition)
@@ -307,7 +310,8 @@ class Worker:
             elif reply:
                 applied = sum(entry.id <= self._state.positions[partition] for entry in reply)
                 if applied:  # a Redis that failed over may have forgotten what it delivered
-                    log.warning("partition %d: %d entries were delivered again; they are applied already", partition, applied)
+                    told = "partition %d: %d entries were delivered again; they are applied already"
+                    log.warning(told, partition, applied, extra={"partitions": [partition]})
                     holding.pending = sorted({*holding.pending, *(entry.id for entry in reply[:applied])})
                 entries[partition] = reply[applied:]
                 holding.pending += [entry.id for entry in reply[applied:]]
@@ -315,7 +319,8 @@ class Worker:
                 if holding.reread_after is not None:
                     holding.reread_after = reply[-1].id
                 if gone := sum(entry.lost for entry in reply):
-                    log.error("partition %d: %d entries were deleted from the stream before they were read", partition, gone)
+                    told = "partition %d: %d entries were deleted from the stream before they were read"
+                    log.error(told, partition, gone, extra={"partitions": [partition]})
             else:
                 holding.reread_after = None
         full = any(len(reply) == count for reply in entries.values())
@@ -459,7 +464,7 @@ class Worker:
         if not partitions:
             return
         metrics.PARTITIONS_LOST.inc(len(partitions))
-        log.warning("lost partitions %s: %s", ", ".join(map(str, partitions)), why)
+        log.warning("lost partitions %s: %s", ", ".join(map(str, partitions)), why, extra={"partitions": partitions})
         if self._commit is not None:  # it leaves out what is no longer held; let it end before the state changes
             for partition in partitions:
                 self._held.pop(partition, None)
