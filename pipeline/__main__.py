@@ -83,6 +83,11 @@ def _parser() -> argparse.ArgumentParser:
     _data_argument(check)
     check.set_defaults(func=_check)
 
+    doctor = commands.add_parser("doctor", help="look at all that a pipeline stands on, and say what to do")
+    _data_argument(doctor)
+    doctor.add_argument("--json", action="store_true", help="one JSON object")
+    doctor.set_defaults(func=_doctor)
+
     add_sql(commands)
     add_deadletters(commands)
     add_simulate(commands)
@@ -348,6 +353,20 @@ def _check(args: argparse.Namespace) -> int:
     else:
         print(f"lake: none yet at {settings.lake}; the first worker makes it")
     return 0
+
+
+def _doctor(args: argparse.Namespace) -> int:
+    from pipeline.doctor.report import report
+    from pipeline.errors import Unavailable
+
+    without_redis = ""
+    try:
+        settings = _with_redis(args)
+    except Unavailable:  # the lake cannot be read: a finding, not the end
+        settings = load(**({"data_dir": args.data} if args.data else {}))
+    except Invalid as error:
+        settings, without_redis = _settings(args), str(error)
+    return report(settings, without_redis, as_json=args.json)
 
 
 if __name__ == "__main__":

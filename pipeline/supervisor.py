@@ -185,7 +185,7 @@ class Supervisor:
             self.say("up", f"send events: POST http://{host}:{port}/v1/events   (try it: http://{host}:{port}/docs)")
         self.say("up", f'query them:  {command} sql{data} "{query}"')
         self.say("up", f"alerts now:  {command} alerts{data}")
-        self.say("up", f"see inside:  metrics of each role, at the addresses in {self._data / TARGETS}")
+        self.say("up", f"see inside:  {command} doctor{data}   (metrics of each role: the addresses in {self._data / TARGETS})")
 
     def _start(self, process: Process) -> None:
         process.process = subprocess.Popen(

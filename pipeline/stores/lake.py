@@ -27,6 +27,7 @@ from pipeline.errors import Fenced, Invalid, Unavailable
 
 FORMAT = 1  # of the tables; another needs another lake
 SIDE_TABLES = ("anomalies", "late", "dead_letters")  # written before `aggregates`, whose position is the partition's
+SMALL_BYTES = 1 << 20  # of a file that had better be merged with others
 TABLES = (*SIDE_TABLES, "aggregates", "series")
 
 _TIMES = ("window", "event_time", "first_time", "last_time", "newest", "arrived", "received_at")
@@ -343,10 +344,10 @@ class Lake:
         handle.create_checkpoint()
         handle.cleanup_metadata()
 
-    def vacuum(self, table: str, retention_hours: float) -> int:
-        """Remove files that no version of the last `retention_hours` has; orphans of refused commits too."""
+    def vacuum(self, table: str, retention_hours: float, *, dry_run: bool = False) -> int:
+        """Remove files that no version of the last `retention_hours` has; orphans of refused commits too. How many they are."""
         handle = self._refresh(table)
-        return len(handle.vacuum(retention_hours=int(retention_hours), dry_run=False, enforce_retention_duration=False, full=True))
+        return len(handle.vacuum(retention_hours=int(retention_hours), dry_run=dry_run, enforce_retention_duration=False, full=True))
 
     def expire(self, table: str, before: datetime) -> dict[int, int]:
         """Delete what is of days before `before` and arrived before it, too: a recording of long ago that came today stays.
@@ -404,7 +405,7 @@ class Lake:
         return self._collected("aggregates", counted.fill_null(0))
 
     def sizes(self) -> dict[str, dict[str, int]]:
-        """Of each table's newest version: version, files, rows, bytes."""
+        """Of each table's newest version: version, files, small ones among them, rows, bytes."""
         found = {}
         for table in TABLES:
             handle = self._refresh(table)
@@ -413,6 +414,7 @@ class Lake:
             found[table] = {
                 "version": handle.version(),
                 "files": files.height,
+                "small": int((files["size_bytes"] < SMALL_BYTES).sum()),
                 "rows": int(files["num_records"].sum() or 0),
                 "bytes": int(files["size_bytes"].sum() or 0),
             }
