@@ -77,9 +77,9 @@ NOTIFY_SET_ASIDE = Counter("pipeline_notifications_set_aside", "Transitions give
 # Maintenance
 LEADS = Gauge("pipeline_leader", "1: this process leads the housekeeping", registry=MAINTENANCE)
 HOUSEKEEPING_SECONDS = Histogram(
-    "pipeline_housekeeping_duration_seconds", "One job on one table", ["job"], buckets=_SLOW_SECONDS, registry=MAINTENANCE
+    "pipeline_housekeeping_duration_seconds", "One task of the housekeeping", ["task"], buckets=_SLOW_SECONDS, registry=MAINTENANCE
 )
-HOUSEKEEPING_FAILURES = Counter("pipeline_housekeeping_failures", "Jobs that failed and are tried again", ["job"], registry=MAINTENANCE)
+HOUSEKEEPING_FAILURES = Counter("pipeline_housekeeping_failures", "Tasks that failed and are tried again", ["task"], registry=MAINTENANCE)
 FILES_COMPACTED = Counter("pipeline_files_compacted", "Small files merged into larger ones, by table", ["table"], registry=MAINTENANCE)
 FILES_VACUUMED = Counter("pipeline_files_vacuumed", "Files removed that no version needs, by table", ["table"], registry=MAINTENANCE)
 
