@@ -132,13 +132,18 @@ class Appender:
             await self._redis.set(b"answer:" + key, answer, px=self._retention_ms, nx=True)
 
     async def ready(self) -> None:
-        """Unavailable, with the reason, unless Redis answers and every partition has its stream."""
+        """Unavailable, with the reason, unless Redis answers, takes a write, and every partition has its stream."""
         with translated():
             await self._agree()
             pipe = self._redis.pipeline(transaction=False)
+            pipe.set(keys.PROBE, b"", px=1000)  # a Redis that is full, or a replica, answers all else
             for partition in range(self._partitions):
                 pipe.exists(keys.stream_key(partition))
-            found = await pipe.execute()
+            replies = await pipe.execute(raise_on_error=False)  # else redis-py puts the command into the message
+            for error in replies:
+                if isinstance(error, RedisError):
+                    raise error
+            _, *found = replies
         missing = [partition for partition, exists in enumerate(found) if not exists]
         if missing:
             raise Unavailable(f"no worker has opened partition {missing[0]} yet ({len(missing)} of {self._partitions} are missing)")
