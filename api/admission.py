@@ -16,12 +16,14 @@ from typing import NamedTuple
 
 import polars as pl
 
+from pipeline import metrics
 from pipeline.core.admission import (
     BURST_SECONDS,
     CLOSED,
     FAIR,
     OPEN,
     SPREAD,
+    STATES,
     UNITS,
     Demand,
     Limits,
@@ -97,6 +99,7 @@ class Gate:
             if decision.state != before.of(partition).state:
                 _log.warning("admission of partition %d: %s -> %s%s", partition, before.of(partition).state, decision.state,
                              f": {decision.reason}" if decision.reason else "")  # fmt: skip
+        metrics.ADMISSION_STATE.set(max((STATES.index(each.state) for each in decisions.partitions.values()), default=0))
         if all(decision.state == OPEN for decision in decisions.partitions.values()):
             self._buckets.clear()
 

@@ -8,7 +8,7 @@ import os
 import random
 import signal
 import socket
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, MutableMapping, Sequence
 from typing import Any
 
 import uvicorn
@@ -18,7 +18,7 @@ from fastapi.responses import HTMLResponse, JSONResponse, Response
 from starlette.exceptions import HTTPException
 from starlette.routing import Route
 
-from api import docs
+from api import docs, requestid
 from api.admission import Gate
 from api.crowd import Crowd
 from api.door import PUBLIC_PATHS, Door, Load
@@ -29,9 +29,11 @@ from api.models import Refusal
 from api.protocol import guarded
 from api.rules import rules_router
 from api.server import Server, room_for
+from api.status import status_router
 from api.tls import tls_of
 from pipeline.errors import Invalid
 from pipeline.settings import Settings
+from pipeline.status import status
 from pipeline.stores.admission import Desk
 from pipeline.stores.alertlog import AlertLog
 from pipeline.stores.connection import connect, connect_async
@@ -65,13 +67,25 @@ class IngestApp(FastAPI):
         if scope["path"] == docs.EVENTS_PATH and scope["method"] == "POST":
             await self._endpoint(scope, receive, send)
         else:
-            await super().__call__(scope, receive, send)
+            requestid.begin(scope)
+            await super().__call__(scope, receive, _named(send))
+
+
+def _named(send: Send) -> Send:
+    """`send`, with the request's id in the head of an answer that says that we failed."""
+
+    async def named(message: MutableMapping[str, Any]) -> None:
+        if message["type"] == "http.response.start" and message["status"] >= 500 and (request_id := requestid.current()):
+            message["headers"] = [*message.get("headers", ()), (b"x-request-id", request_id.encode())]
+        await send(message)
+
+    return named
 
 
 def create_app(
-    settings: Settings, appender: Store, rules: APIRouter | None = None, tokens: Load | None = None, gate: Gate | None = None
+    settings: Settings, appender: Store, routers: Sequence[APIRouter] = (), tokens: Load | None = None, gate: Gate | None = None
 ) -> FastAPI:
-    """The application over a store, which is closed with it; the rules' endpoints, the tokens and a gate where there are any."""
+    """The application over a store, which is closed with it; further endpoints, the tokens and a gate where there are any."""
     door = Door(settings.auth_required, tokens, settings.rules_reload_seconds)
     ingest = Ingest(settings, appender, gate)
     endpoint = EventsEndpoint(settings, ingest)
@@ -91,8 +105,8 @@ def create_app(
     app = IngestApp(door, endpoint, title="Telemetry ingest", version="1", lifespan=lifespan, docs_url=None, redoc_url=None)
     app.router.routes.append(Route(docs.EVENTS_PATH, endpoint, methods=["POST"]))  # other methods get their 405 here
     add_health(app, ingest, appender, settings.redis_timeout_seconds)
-    if rules is not None:
-        app.include_router(rules)
+    for router in routers:
+        app.include_router(router)
     generated = app.openapi
 
     def openapi() -> dict[str, Any]:
@@ -120,7 +134,8 @@ def create_app(
 
     @app.exception_handler(Exception)
     async def broken(request: Request, error: Exception) -> Response:
-        return JSONResponse({"error": {"code": "internal", "message": "the request could not be processed"}}, 500)
+        message = "the request could not be processed"
+        return JSONResponse({"error": {"code": "internal", "message": message, "request_id": requestid.current()}}, 500)
 
     app.state.ingest = ingest
     return app
@@ -152,7 +167,8 @@ def serve(settings: Settings, listener: socket.socket | None = None, appender: S
     if settings.exposed and tls is None:
         _log.warning("no TLS: what reaches %s can be read on its way; set PIPELINE_TLS_CERT_FILE, or let a proxy do it", settings.api_host)
     crowd = Crowd(room_for(settings.connections_max), settings.connections_per_client_max)
-    rules = tokens = gate = None
+    routers: list[APIRouter] = []
+    tokens = gate = None
     if appender is None:
         if settings.redis_url is None:
             raise Invalid("PIPELINE_REDIS_URL is not set: which Redis takes the events?")
@@ -160,18 +176,19 @@ def serve(settings: Settings, listener: socket.socket | None = None, appender: S
         appender = Appender(client, settings.partitions, settings.idempotency_seconds)
         stores = connect(settings.redis_url, settings.redis_timeout_seconds)
         rulebook = Rulebook(stores)
-        rules = rules_router(rulebook, AlertLog(stores), settings.partitions)
+        routers = [rules_router(rulebook, AlertLog(stores), settings.partitions), status_router(lambda: status(settings, stores))]
         tokens = Tokenbook(stores).load
         desk = Desk(client, settings.partitions, f"{socket.gethostname()}-{os.getpid()}-{random.getrandbits(32):08x}")
         gate = Gate(settings.partitions, desk, lambda: limits_of(rulebook), settings.rules_reload_seconds)
     listener = listener or bind(settings)
     config = uvicorn.Config(
-        create_app(settings, appender, rules, tokens, gate),
+        create_app(settings, appender, routers, tokens, gate),
         loop="uvloop",
         http=guarded(settings.request_seconds_max, crowd),
         ws="none",
         lifespan="on",
         access_log=False,
+        log_config=None,  # its lines go where ours go
         log_level="warning",
         server_header=False,
         date_header=False,

@@ -61,7 +61,11 @@ def refusal(description: str, retry: bool = False) -> dict[str, Any]:
             "error": {
                 "type": "object",
                 "required": ["code", "message"],
-                "properties": {"code": {"type": "string"}, "message": {"type": "string"}},
+                "properties": {
+                    "code": {"type": "string"},
+                    "message": {"type": "string"},
+                    "request_id": {"type": "string", "description": "of a 5xx: by which name our log knows the request"},
+                },
             }
         },
     }

@@ -7,14 +7,16 @@ import logging
 import time
 from collections.abc import Awaitable, Callable, MutableMapping
 from concurrent.futures import ThreadPoolExecutor
+from contextvars import copy_context
 from typing import Any
 
-from api import models
+from api import models, requestid
 from api.decode import Body, DecodeLimits, decode, decompress
 from api.door import Guest
 from api.ingest import Ingest
 from api.models import Refusal
 from api.poison import ENDING, told
+from pipeline import metrics
 from pipeline.errors import PipelineError
 from pipeline.settings import Settings
 
@@ -22,6 +24,7 @@ _log = logging.getLogger(__name__)
 
 INLINE_BYTES_MAX = 256 * 1024  # larger bodies, and compressed ones a sixteenth of it, are decoded beside the event loop
 _COMPRESSION = 16
+_ANSWERS = {hundreds: metrics.HTTP_REQUESTS.labels(f"{hundreds}xx") for hundreds in (2, 4, 5)}
 
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
@@ -51,28 +54,30 @@ class EventsEndpoint:
             settings.body_decompressed_bytes_max, settings.body_events_max, settings.name_chars_max, settings.dead_letter_chars_max
         )
         self._decoder = ThreadPoolExecutor(1, "decode")
+        metrics.QUEUE_BYTES.set_function(lambda: self._reading_bytes)
 
     def close(self) -> None:
         self._decoder.shutdown(wait=False)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         headers: list[tuple[bytes, bytes]] = []
+        began = time.perf_counter()
+        requestid.begin(scope)
         try:
             status, answer = 202, await self._take(scope, receive, headers)
         except Refusal as refusal:
-            status, answer = refusal.status, refusal.body()
-            headers += refusal.headers()
+            status, answer = refusal.status, _body(refusal, headers)
         except PipelineError:  # Redis: what it said is for the log, not for the client
-            status, answer = 503, Refusal(503, "unavailable", "events cannot be stored now").body()
-            headers.append((b"retry-after", b"1"))
+            status, answer = 503, _body(Refusal(503, "unavailable", "events cannot be stored now", 1), headers)
         except Disconnected:
             return
         except ENDING:
             raise
         except BaseException:  # a panic in Polars is no Exception
             _log.exception("a request failed")
-            status, answer = 503, Refusal(503, "unavailable", "the request could not be processed").body()
-            headers.append((b"retry-after", b"1"))
+            status, answer = 503, _body(Refusal(503, "unavailable", "the request could not be processed", 1), headers)
+        _ANSWERS[status // 100].inc()
+        metrics.HTTP_SECONDS.observe(time.perf_counter() - began)
         await answer_with(send, status, headers, answer)
 
     async def _take(self, scope: Scope, receive: Receive, headers: list[tuple[bytes, bytes]]) -> bytes:
@@ -98,6 +103,7 @@ class EventsEndpoint:
             arrival_us = time.time_ns() // 1000
         elif len(payload) > self._bytes_max:
             raise self._too_large()
+        metrics.BODY_BYTES.inc(len(payload))
         if len(payload) > (INLINE_BYTES_MAX // _COMPRESSION if encoding else INLINE_BYTES_MAX):
             payload, body = await self._decode_beside(payload, content_type.decode("latin-1"), encoding.decode("latin-1"), key is not None)
         elif encoding and key is not None:
@@ -160,9 +166,18 @@ class EventsEndpoint:
             raise Refusal(429, "busy", "too many large bodies are being decoded already", retry_after_seconds=1)
         self._reading_bytes += size
         try:
-            return await asyncio.get_running_loop().run_in_executor(self._decoder, work)
+            return await asyncio.get_running_loop().run_in_executor(self._decoder, copy_context().run, work)
         finally:
             self._reading_bytes -= size
 
     def _too_large(self) -> Refusal:
         return Refusal(413, "body_too_large", f"the body is larger than {self._bytes_max} bytes")
+
+
+def _body(refusal: Refusal, headers: list[tuple[bytes, bytes]]) -> bytes:
+    """What is answered, and what its head says; where it is our fault, also by which name the log knows the request."""
+    headers += refusal.headers()
+    if refusal.status < 500 or (request_id := requestid.current()) is None:
+        return refusal.body()
+    headers.append((b"x-request-id", request_id.encode()))
+    return refusal.body(request_id=request_id)

@@ -62,6 +62,7 @@ class Built:
         self._exact = events.rows["exact"].gather(order) if events.rows["exact"].null_count() < events.rows.height else None
         self._refused = _by_partition(refused, partitions)
         self._keyed = np.array([key is not None for key in keys], bool)
+        self.reasons = dict(refused["reason"].value_counts().iter_rows()) if len(refused) else {}
 
     def outcomes(self) -> list[Outcome]:
         """What became of each body, with what `repeated` told."""

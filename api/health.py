@@ -1,4 +1,4 @@
-"""/healthz: is this process alive. /readyz: would a body be taken now."""
+"""/healthz: is this process alive. /readyz: would a body be taken now. /metrics: what it counts."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from fastapi.responses import JSONResponse, Response
 
 from api.docs import answer_of
 from api.ingest import Ingest, Store
+from pipeline import metrics
 from pipeline.errors import PipelineError, Unavailable
 
 _TEXT = {"type": "string"}
@@ -21,6 +22,7 @@ _READY = {
     503: answer_of("Not now", ["status", "reason"], status={"const": "not_ready"}, reason=_TEXT)
     | {"headers": {"Retry-After": {"schema": {"type": "integer"}, "description": "seconds"}}},
 }
+_METRICS = {200: {"description": "Every metric", "content": {"text/plain": {"schema": _TEXT}}}}
 
 
 def add_health(app: FastAPI, ingest: Ingest, store: Store, timeout_seconds: float) -> None:
@@ -32,6 +34,8 @@ def add_health(app: FastAPI, ingest: Ingest, store: Store, timeout_seconds: floa
 
     @app.get("/readyz", tags=["health"], summary="Ready: Redis answers and every partition has its stream", responses=_READY)
     async def readyz() -> Response:
+        if not ingest.alive():
+            return _not_ready(Unavailable("the flusher does not get on"))
         try:
             await asyncio.wait_for(store.ready(), timeout_seconds)
         except TimeoutError:
@@ -39,6 +43,10 @@ def add_health(app: FastAPI, ingest: Ingest, store: Store, timeout_seconds: floa
         except PipelineError as error:
             return _not_ready(error)
         return JSONResponse({"status": "ready"})
+
+    @app.get("/metrics", tags=["health"], summary="Prometheus' text format", responses=_METRICS, response_class=Response)
+    async def shown() -> Response:
+        return Response(metrics.shown("ingest"), headers={"Content-Type": metrics.CONTENT_TYPE})
 
     def _not_ready(error: PipelineError) -> Response:
         told = str(error)

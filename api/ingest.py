@@ -14,6 +14,7 @@ import time
 from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextvars import Context, copy_context
 from functools import partial
 from hashlib import blake2b
 from typing import NamedTuple, Protocol
@@ -24,6 +25,7 @@ from api.decode import Body
 from api.group import Built, Outcome, build
 from api.models import Refusal
 from api.poison import ENDING, told
+from pipeline import metrics
 from pipeline.core.validate import Limits
 from pipeline.errors import PipelineError, Unavailable
 from pipeline.settings import Settings
@@ -56,6 +58,7 @@ class _Waiting(NamedTuple):
     key: bytes | None
     whole: bool
     done: asyncio.Future[Outcome]
+    context: Context  # of its request
 
 
 class Ingest:
@@ -85,6 +88,7 @@ class Ingest:
         self._progress = time.monotonic()
         self._warned = -WARN_INTERVAL_SECONDS
         self._stopping = False
+        metrics.QUEUE_EVENTS.set_function(lambda: self._held)
 
     async def start(self) -> None:
         self._flusher = asyncio.create_task(self._flush(), name="flusher")
@@ -134,7 +138,7 @@ class Ingest:
         done: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
         if not self._held:
             self._progress = time.monotonic()
-        self._waiting.append(_Waiting(body, arrival_us, key, whole, done))
+        self._waiting.append(_Waiting(body, arrival_us, key, whole, done, copy_context()))
         self._queued += events
         self._held += events
         self._arrived.set()
@@ -205,7 +209,7 @@ class Ingest:
             raise
         except BaseException as error:  # a panic in Polars is no Exception
             if len(group) == 1:
-                self._finish(group, [told(error, "built")])
+                self._finish(group, [group[0].context.run(told, error, "built")])
                 return
             self._warn(f"a group of {len(group)} bodies could not be built ({type(error).__name__}); its halves are tried")
             middle = len(group) // 2
@@ -251,8 +255,12 @@ class Ingest:
         built, entries = made
         results: list[Outcome | BaseException] = [Unavailable("the append broke off")] * len(group)
         try:
-            failed = await self._append_all(built, entries)
+            metrics.GROUP_EVENTS.observe(sum(each.body.events for each in group))
+            with metrics.APPEND_SECONDS.time():
+                failed = await self._append_all(built, entries)
+            metrics.count_reasons(metrics.EVENTS_REJECTED, built.reasons)
             if failed:
+                metrics.APPEND_FAILURES.inc(len(failed))
                 self._warn(f"{len(failed)} of {len(entries)} entries were not appended; the first: {next(iter(failed.values()))}")
             outcomes: list[Outcome | BaseException] = [_overloaded(each) or each for each in built.outcomes()]
             for partition, error in failed.items():
@@ -295,6 +303,7 @@ class Ingest:
 
     def _finish(self, group: list[_Waiting], results: Sequence[Outcome | BaseException]) -> None:
         self._progress = time.monotonic()
+        metrics.EVENTS_ACCEPTED.inc(sum(result.accepted for result in results if isinstance(result, Outcome)))
         for each, result in zip(group, results, strict=True):
             self._held -= each.body.events
             if each.done.done():  # its request was cancelled

@@ -47,8 +47,8 @@ class Refusal(Exception):
         found = [] if self.retry_after_seconds is None else [(b"retry-after", b"%d" % self.retry_after_seconds)]
         return found if self.challenge is None else [*found, (b"www-authenticate", self.challenge)]
 
-    def body(self) -> bytes:
-        return msgspec.json.encode({"error": {"code": self.code, "message": str(self)}})
+    def body(self, **more: str) -> bytes:
+        return msgspec.json.encode({"error": {"code": self.code, "message": str(self), **more}})
 
 
 class Refused(msgspec.Struct, gc=False):

@@ -51,6 +51,7 @@ def _parser() -> argparse.ArgumentParser:
     up.add_argument("--workers", type=int, default=2, metavar="N", help="worker processes (default %(default)s)")
     up.add_argument("--without", action="append", default=[], choices=ROLES, help="leave a role out; may be repeated")
     up.add_argument("--for", dest="duration", type=_seconds, metavar="TIME", help="end by itself after this time, and check the books")
+    _log_argument(up)
     up.add_argument("--json", action="store_true", help="end with one JSON object on stdout; the rest goes to stderr")
     up.add_argument("--simulate", default="", metavar="ARGS", help='arguments for the simulator, such as "--rate 5000 --seed 7"')
     up.set_defaults(func=_up)
@@ -61,12 +62,15 @@ def _parser() -> argparse.ArgumentParser:
     ):
         role = commands.add_parser(name, help=words)
         _data_argument(role)
+        _role_arguments(role)
         role.set_defaults(func=run)
     ingest = commands.add_parser("ingest", help="the ingest API")
     ingest.add_argument("--fd", type=int, help=argparse.SUPPRESS)
+    _log_argument(ingest)
     ingest.set_defaults(func=_ingest)
     notify = commands.add_parser("notify", help="the notifier: alerts to the console")
     notify.add_argument("--json", action="store_true", help="one JSON object per line")
+    _role_arguments(notify)
     notify.add_argument("--colour", action="store_true", default=None, help="colour also where stdout is no terminal")
     notify.set_defaults(func=_notify)
 
@@ -75,12 +79,22 @@ def _parser() -> argparse.ArgumentParser:
     _data_argument(alerts)
     alerts.add_argument("--json", action="store_true", help="one JSON object per line")
     alerts.set_defaults(func=_alerts)
+    status = commands.add_parser("status", help="partitions, workers, devices, admission and the books, as they stand")
+    _data_argument(status)
+    status.add_argument("--watch", action="store_true", help="again every second, until Ctrl-C")
+    status.add_argument("--json", action="store_true", help="one JSON object")
+    status.set_defaults(func=_status)
     books = commands.add_parser("books", help="is every accepted event accounted for? exact when nothing moves")
     _data_argument(books)
     books.set_defaults(func=_books)
     check = commands.add_parser("check", help="check the settings, Redis and the lake without starting anything")
     _data_argument(check)
     check.set_defaults(func=_check)
+
+    doctor = commands.add_parser("doctor", help="look at all that a pipeline stands on, and say what to do")
+    _data_argument(doctor)
+    doctor.add_argument("--json", action="store_true", help="one JSON object")
+    doctor.set_defaults(func=_doctor)
 
     add_sql(commands)
     add_deadletters(commands)
@@ -110,6 +124,15 @@ def _rules_commands(commands) -> None:
     for action, run in runs.items():
         _data_argument(action)
         action.set_defaults(func=run)
+
+
+def _role_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--metrics-fd", type=int, help=argparse.SUPPRESS)
+    _log_argument(parser)
+
+
+def _log_argument(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--log-format", choices=("text", "json"), help="json: one object per line (default: PIPELINE_LOG_FORMAT, or text)")
 
 
 def _data_argument(parser: argparse.ArgumentParser) -> None:
@@ -149,18 +172,23 @@ def _with_redis(args: argparse.Namespace) -> Settings:
     return settings.model_copy(update={"redis_url": embedded.url})
 
 
-def _log_to_stderr() -> None:
+def _log_to_stderr(role: str, args: argparse.Namespace, settings: Settings, more=dict) -> None:
+    from pipeline import logs
+
     managed = bool(os.environ.get("PIPELINE_PARENT_PID"))  # the supervisor adds time and role
-    logging.basicConfig(level=logging.INFO, format="%(message)s" if managed else "%(asctime)s %(name)s %(levelname)s %(message)s")
-    for noisy in ("httpx", "uvicorn"):
-        logging.getLogger(noisy).setLevel(logging.WARNING)
-    logging.getLogger("apscheduler").setLevel(logging.ERROR)  # a run that is left out while the last one goes on is no news
+    logs.configure(role, args.log_format or settings.log_format, settings.log_level, managed=managed, more=more)
 
 
-def _run_role(role) -> int:
-    """Run an object with run() and stop() until SIGTERM or SIGINT."""
+def _run_role(name: str, role, args: argparse.Namespace, settings: Settings) -> int:
+    """Run an object with run(), stop() and health until SIGTERM or SIGINT, and answer for it where a port is set for that."""
+    from pipeline import ops
     from pipeline.supervisor import die_with_parent
 
+    listener = ops.listener_of(settings) if args.metrics_fd is None else socket.socket(fileno=args.metrics_fd)
+    if listener is not None:
+        port = ops.serve(name, role.health, listener, getattr(role, "tells", lambda: False))
+        if settings.metrics_port == 0:
+            logging.getLogger(name).info("metrics: http://%s:%d/metrics", settings.metrics_host, port)
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: role.stop())
     die_with_parent(role.stop)
@@ -187,8 +215,10 @@ def _up(args: argparse.Namespace) -> int:
         simulate = shlex.split(args.simulate)
     except ValueError as error:
         raise Invalid(f"--simulate {args.simulate}: {error}") from None
+    if args.log_format:
+        overrides["log_format"] = args.log_format
     settings = _settings(args, **overrides)
-    _log_to_stderr()
+    _log_to_stderr("up", args, settings)
     supervisor = Supervisor(
         settings, without=set(args.without), workers=args.workers, simulate=simulate, as_json=args.json, duration_seconds=args.duration,
     )  # fmt: skip
@@ -199,33 +229,38 @@ def _worker(args: argparse.Namespace) -> int:
     os.environ.setdefault("POLARS_MAX_THREADS", "1")  # more workers are more threads; Polars' own cost more than they save here
     from pipeline.worker import Worker
 
-    _log_to_stderr()
-    return _run_role(Worker(_with_redis(args)))
+    settings = _with_redis(args)
+    _log_to_stderr("worker", args, settings)
+    return _run_role("worker", Worker(settings), args, settings)
 
 
 def _maintain(args: argparse.Namespace) -> int:
     from pipeline.maintenance import Maintenance
 
-    _log_to_stderr()
-    return _run_role(Maintenance(_with_redis(args)))
+    settings = _with_redis(args)
+    _log_to_stderr("maintenance", args, settings)
+    return _run_role("maintenance", Maintenance(settings), args, settings)
 
 
 def _ingest(args: argparse.Namespace) -> int:
     os.environ.setdefault("POLARS_MAX_THREADS", "1")
+    from api import requestid
     from api.app import serve
     from pipeline.supervisor import die_with_parent
 
-    _log_to_stderr()
+    settings = _with_redis(args)
+    _log_to_stderr("ingest", args, settings, requestid.log_context)
     die_with_parent(lambda: os.kill(os.getpid(), signal.SIGTERM))
-    return serve(_with_redis(args), socket.socket(fileno=args.fd) if args.fd is not None else None)
+    return serve(settings, socket.socket(fileno=args.fd) if args.fd is not None else None)
 
 
 def _notify(args: argparse.Namespace) -> int:
     from pipeline.notifier import ConsoleSink, Notifier
 
-    _log_to_stderr()
+    settings = _with_redis(args)
+    _log_to_stderr("notifier", args, settings)
     colour = sys.stdout.isatty() if args.colour is None else args.colour
-    return _run_role(Notifier(_with_redis(args), [ConsoleSink(as_json=args.json, colour=colour)]))
+    return _run_role("notifier", Notifier(settings, [ConsoleSink(as_json=args.json, colour=colour)]), args, settings)
 
 
 def _rulebook(args: argparse.Namespace):
@@ -303,6 +338,12 @@ def _alerts(args: argparse.Namespace) -> int:
     return 0
 
 
+def _status(args: argparse.Namespace) -> int:
+    from pipeline.statusview import show
+
+    return show(args, _with_redis(args))
+
+
 def _books(args: argparse.Namespace) -> int:
     from pipeline.books import balance
     from pipeline.stores.connection import connect
@@ -342,6 +383,20 @@ def _check(args: argparse.Namespace) -> int:
     else:
         print(f"lake: none yet at {redact(settings.lake)}; the first worker makes it")
     return 0
+
+
+def _doctor(args: argparse.Namespace) -> int:
+    from pipeline.doctor.report import report
+    from pipeline.errors import Unavailable
+
+    without_redis = ""
+    try:
+        settings = _with_redis(args)
+    except Unavailable:  # the lake cannot be read: a finding, not the end
+        settings = load(**({"data_dir": args.data} if args.data else {}))
+    except Invalid as error:
+        settings, without_redis = _settings(args), str(error)
+    return report(settings, without_redis, as_json=args.json)
 
 
 if __name__ == "__main__":

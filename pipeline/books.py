@@ -1,10 +1,12 @@
 """The books: every accepted event is aggregated, late, repeated, dead-lettered or in flight. Exact when nothing moves.
 
 What is in flight is not assumed but counted: the entries that the streams still hold are replayed as a new holder would.
+`Ledger` is exact also while things move, one partition at a time.
 """
 
 from __future__ import annotations
 
+import polars as pl
 import redis
 
 from pipeline.core.recovery import recover
@@ -35,3 +37,46 @@ def balance(client: redis.Redis, lake: Lake, semantics: Semantics, partitions: i
     counts = lake.counts()
     accounted = counts["aggregated"] + counts["late"] + counts["repeated"] + counts["dead_lettered"] + in_flight
     return {"accepted": accepted, **counts, "in_flight": in_flight, "balanced": accepted == accounted}
+
+
+ACCOUNTS = ("aggregated", "late", "repeated", "dead_lettered", "in_flight")
+
+
+class Ledger:
+    """The books while everything moves, for gauges and alerts. A partition's figures are those of a moment in which nothing of it
+    was committed: what Redis said lies between two looks at the lake that found the same position."""
+
+    def __init__(self, client: redis.Redis, lake: Lake, semantics: Semantics, partitions: int) -> None:
+        self._streams = Streams(client)
+        self._lake = lake
+        self._semantics = semantics
+        self._partitions = range(partitions)
+        self._figures: dict[int, dict[str, int]] = {}
+
+    def look(self) -> dict[str, int] | None:
+        """{accepted, aggregated, late, repeated, dead_lettered, in_flight, imbalance}; None: some partition never stood still yet.
+
+        A partition that did not stand still this time keeps the figures that it had.
+        """
+        still = self._lake.standing_still()
+        stood = still.positions("aggregates", self._partitions)
+        seen = {}
+        for partition in self._partitions:
+            accepted, upto = self._streams.accepted_upto(partition)
+            entries = [entry for entry in self._streams.outstanding(partition) if entry.id <= upto]
+            seen[partition] = accepted, upto, entries
+        stands = self._lake.positions("aggregates", self._partitions)
+        seen = {partition: found for partition, found in seen.items() if stands[partition] == stood[partition]}
+        ahead = {p: [entry.id for entry in entries if entry.id > stood[p]] for p, (_, _, entries) in seen.items()}
+        counted = still.counts_of({p: upto for p, (_, upto, _) in seen.items()}, ahead)
+        last_rows = still.last_rows(seen, self._semantics)
+        for partition, *counts in counted.select("partition", *ACCOUNTS[:-1]).iter_rows():
+            accepted, _, entries = seen[partition]
+            replayed = to_batch({partition: [entry for entry in entries if entry.id <= stood[partition]]})
+            state = recover(partition, stood[partition], last_rows[partition], replayed, NAMED.to_frame(), self._semantics)
+            in_flight = state.open.height + sum(e.event_count + e.dead_letter_count for e in entries if e.id > stood[partition])
+            figures = dict(zip(ACCOUNTS, (*counts, in_flight), strict=True))
+            self._figures[partition] = {"accepted": accepted, **figures, "imbalance": accepted - sum(figures.values())}
+        if self._figures.keys() < set(self._partitions):
+            return None
+        return pl.DataFrame(list(self._figures.values())).sum().row(0, named=True)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import polars as pl
 
-from pipeline.errors import Fenced
+from pipeline import metrics
+from pipeline.errors import Fenced, Unavailable
 from pipeline.stores.alertlog import NAMED
 from pipeline.stores.lake import SIDE_TABLES, Lake
 
@@ -57,7 +59,13 @@ def commit(snapshot: Snapshot, lake: Lake, held: Mapping[int, Holding], lost: di
                 rows = rows.filter(pl.col("partition").is_in(list(positions)))
             try:
                 if positions:
+                    began = time.monotonic()
                     lake.commit(table, rows, positions, {partition: mine[partition].tables[table] for partition in positions})
+                    metrics.COMMIT_SECONDS.labels(table).observe(time.monotonic() - began)
+                    metrics.ROWS_COMMITTED.labels(table).inc(rows.height)
+            except Unavailable:
+                metrics.COMMIT_FAILURES.labels(table).inc()
+                raise
             except Fenced as error:
                 lost[error.partition] = (mine[error.partition].token, str(error))
                 snapshot.positions.pop(error.partition)

@@ -11,7 +11,8 @@ from collections.abc import Mapping, Sequence
 
 import polars as pl
 
-from pipeline.core.batch import Output, State, step
+from pipeline import metrics
+from pipeline.core.batch import Batch, Output, State, step
 from pipeline.core.rules import Rules
 from pipeline.core.schema import DEAD_ROWS
 from pipeline.core.semantics import Semantics
@@ -29,6 +30,15 @@ def step_safely(state: State, entries: Mapping[int, Sequence[Entry]], rules: Rul
     The same entries break it in a replay, so that what comes out stays a function of the stream.
     """
     batch = to_batch(entries)
+    with metrics.STEP_SECONDS.time():
+        state, output = _apply(state, batch, entries, rules, semantics)
+    metrics.EVENTS_APPLIED.inc(batch.events.height)
+    return state, output
+
+
+def _apply(
+    state: State, batch: Batch, entries: Mapping[int, Sequence[Entry]], rules: Rules, semantics: Semantics
+) -> tuple[State, Output]:
     try:
         return step(state, batch, rules, semantics)
     except ENDING:
@@ -37,17 +47,18 @@ def step_safely(state: State, entries: Mapping[int, Sequence[Entry]], rules: Rul
         if len(batch.entries) > 1:
             outputs = []
             for half in _halves(entries):
-                state, output = step_safely(state, half, rules, semantics)
+                state, output = _apply(state, to_batch(half), half, rules, semantics)
                 outputs.append(output)
             return state, Output(**{name: pl.concat([getattr(output, name) for output in outputs]) for name in vars(outputs[0])})
         partition, entry, _ = batch.entries.row(0)
-        log.error("partition %d: entry %d cannot be processed; its events are set aside", partition, entry, exc_info=error)
+        told = "partition %d: entry %d cannot be processed; its events are set aside"
+        log.error(told, partition, entry, exc_info=error, extra={"partitions": [partition], "entry": entry})
         names = batch.events.select(pl.col(pl.Categorical).cast(pl.String), "value", "event_time")
         dead = batch.events.select(
             "partition", "entry", pl.col("device").cast(pl.String), field=pl.lit(None, pl.String), reason=pl.lit("unprocessable_entry"),
             event=pl.Series(names.select(pl.struct(pl.all()).struct.json_encode()).to_series()),
         )  # fmt: skip
-        only_dead = type(batch)(entries=batch.entries, dead_letters=pl.concat([batch.dead_letters, dead.select(list(DEAD_ROWS))]))
+        only_dead = Batch(entries=batch.entries, dead_letters=pl.concat([batch.dead_letters, dead.select(list(DEAD_ROWS))]))
         return step(state, only_dead, rules, semantics)
 
 

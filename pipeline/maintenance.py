@@ -10,13 +10,18 @@ import os
 import socket
 import threading
 import time
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+from apscheduler.job import Job
 from apscheduler.schedulers.background import BackgroundScheduler
 
+from pipeline import metrics
 from pipeline.core.semantics import Semantics
 from pipeline.errors import Fenced, PipelineError, Unavailable
+from pipeline.gauges import REDIS_SECONDS, Gauges
+from pipeline.health import COMMIT_PATIENCE_SECONDS, health_of
 from pipeline.settings import Settings, semantics_of
 from pipeline.stores.catalog import write_catalog
 from pipeline.stores.connection import connect
@@ -38,23 +43,37 @@ class Maintenance:
         client = connect(settings.redis_url, settings.redis_timeout_seconds)
         self._streams = Streams(client)
         self._leases = Leases(client, f"{socket.gethostname()}-{os.getpid()}", settings.lease_ms)
+        self._gauges = Gauges(settings, client, self._leases)
+        self.health = health_of(settings)
+        self._looks: list[Job] = []
         self._stopping = threading.Event()
         self._token: int | None = None
 
     def stop(self) -> None:
         self._stopping.set()
 
+    def tells(self) -> bool:
+        """Whether it leads, and has looked at all that a leader tells of."""
+        return self._token is not None and self._gauges.known
+
     def run(self) -> None:
         """Hold the lease while there is one to have, and run the jobs while it is held."""
         scheduler = BackgroundScheduler()
         seconds = self._settings.compact_interval_seconds
-        for job, interval in ((self._tidy, seconds), (self._clean, 10 * seconds)):
+        looks = ((self._look_at_redis, REDIS_SECONDS), (self._look_at_lake, seconds),
+                 (self._look_at_books, self._settings.books_interval_seconds))  # fmt: skip
+        jobs = [
             scheduler.add_job(job, "interval", seconds=interval, coalesce=True, max_instances=1, misfire_grace_time=None)
+            for job, interval in (*looks, (self._tidy, seconds), (self._clean, 10 * seconds))
+        ]
+        self._looks = jobs[: len(looks)]
         scheduler.add_job(self._catalog, "date")
         scheduler.start()
         try:
             while not self._stopping.is_set():
+                self.health.moved()
                 self._hold()
+                metrics.LEADS.set(self._token is not None)
                 self._stopping.wait(self._settings.lease_ms / 3000)
         finally:
             scheduler.shutdown(wait=True)
@@ -69,11 +88,19 @@ class Maintenance:
             if self._token is None:
                 self._token = self._leases.acquire(LEASE)
                 if self._token is not None:
+                    self._gauges.forget()
+                    for look in self._looks:  # at once: the last leader's figures are gone with it
+                        look.modify(next_run_time=datetime.now(UTC))
                     log.info("leads the housekeeping")
-            elif isinstance(self._leases.renew({LEASE: self._token}).get(LEASE), Fenced):
+                self.health.at_rest()
+            elif isinstance(error := self._leases.renew({LEASE: self._token}).get(LEASE), Fenced):
                 self._token = None
+            elif error is not None:
+                raise error
+            self.health.worked("reaching Redis")
         except Unavailable as error:
             self._token = None
+            self.health.failed("reaching Redis", error)
             log.warning("%s", error)
 
     def _tidy(self) -> None:
@@ -82,7 +109,11 @@ class Maintenance:
             return
         began = time.monotonic()
         lake = Lake(self._settings.lake, self._settings.commit_retries_max)
-        gone = sum(self._attempt(lake.compact, table, self._settings.compact_files_min) or 0 for table in (*SIDE_TABLES, "aggregates"))
+        gone = 0
+        for table in (*SIDE_TABLES, "aggregates"):
+            merged = self._attempt(lake.compact, table, self._settings.compact_files_min) or 0
+            metrics.FILES_COMPACTED.labels(table).inc(merged)
+            gone += merged
         series = self._attempt(lake.refresh_series, self._semantics)
         if gone:
             log.info("merged %d files; %s series; %.2f s", gone, series, time.monotonic() - began)
@@ -98,18 +129,37 @@ class Maintenance:
                 for partition, events in (self._attempt(lake.expire, table, oldest) or {}).items():
                     self._streams.expired(partition, events)
             self._attempt(lake.checkpoint, table)
-            self._attempt(lake.vacuum, table, self._settings.vacuum_retention_hours)
+            metrics.FILES_VACUUMED.labels(table).inc(self._attempt(lake.vacuum, table, self._settings.vacuum_retention_hours) or 0)
+
+    def _look_at_redis(self) -> None:
+        self._look(self._gauges.look_at_redis)
+
+    def _look_at_lake(self) -> None:
+        self._look(self._gauges.look_at_lake)
+
+    def _look_at_books(self) -> None:
+        self._look(self._gauges.look_at_books)
+
+    def _look(self, job: Callable[[], None]) -> None:
+        if self._token is not None:
+            self._attempt(job)
 
     def _catalog(self) -> None:
         self._attempt(write_catalog, Path(self._settings.data_dir) / "catalog.duckdb")
 
-    @staticmethod
-    def _attempt(job, *arguments):
+    def _attempt(self, job, *arguments):
         """Run one job; what fails is said and tried again next time: a lake that is away must not end the process."""
+        name = job.__name__
         try:
-            return job(*arguments)
+            with metrics.HOUSEKEEPING_SECONDS.labels(name).time():
+                done = job(*arguments)
+            self.health.worked(name)
+            return done
         except PipelineError as error:
-            log.warning("%s: %s", job.__name__, error)
+            why = str(error)
         except Exception as error:
-            log.warning("%s: %s: %s", job.__name__, type(error).__name__, first_line(error))
+            why = f"{type(error).__name__}: {first_line(error)}"
+        metrics.HOUSEKEEPING_FAILURES.labels(name).inc()
+        self.health.failed(name, why, COMMIT_PATIENCE_SECONDS)
+        log.warning("%s: %s", name, why)
         return None

@@ -14,7 +14,9 @@ from typing import ClassVar, Protocol
 
 from redis.exceptions import RedisError
 
+from pipeline import metrics
 from pipeline.errors import Unavailable
+from pipeline.health import health_of
 from pipeline.settings import Settings, backoff_seconds
 from pipeline.stores.alertlog import AlertReader
 from pipeline.stores.connection import connect, translate
@@ -94,6 +96,7 @@ class Notifier:
         self._client = connect(settings.redis_url, settings.redis_timeout_seconds)
         self._reader = AlertReader(self._client, settings.partitions, "notifier")
         self._sinks = sinks
+        self.health = health_of(settings)
         self._stopping = threading.Event()
 
     def stop(self) -> None:
@@ -103,20 +106,24 @@ class Notifier:
         """Deliver until stopped; what was read and not acknowledged before a crash comes first."""
         opened, pending, failures = False, True, 0
         while not self._stopping.is_set():
+            self.health.moved()
             try:
                 if not opened:
                     self._reader.open()
                     opened, pending = True, True
+                    self.health.worked("start")
                 found = self._reader.read(pending=pending)
                 for stream, entry, transition in found:
                     self._deliver(transition)
                     self._reader.acknowledge(stream, entry)
                 pending = pending and bool(found)
                 failures = 0
+                self.health.worked("reading")
                 if not found:
                     self._stopping.wait(POLL_SECONDS)
             except Unavailable as error:
                 opened, failures = False, failures + 1  # Redis may come back empty: make the groups again
+                self.health.failed("reading", error)
                 if failures in (1, 10, 100):
                     log.warning("%s; trying again", error)
                 self._stopping.wait(backoff_seconds(failures, self._settings.backoff_max_seconds))
@@ -126,10 +133,15 @@ class Notifier:
             return
         for sink in self._sinks:
             for attempt in range(self._settings.notify_retries_max):
+                self.health.moved()
                 try:
                     sink.deliver(transition)
+                    metrics.NOTIFIED.labels(sink.name).inc()
+                    self.health.worked(f"delivery to {sink.name}")
                     break
                 except OSError as error:
+                    metrics.NOTIFY_FAILURES.labels(sink.name).inc()
+                    self.health.failed(f"delivery to {sink.name}", error)
                     log.warning("%s: %s", sink.name, error)
                     self._stopping.wait(backoff_seconds(attempt, self._settings.backoff_max_seconds))
             else:
@@ -140,4 +152,5 @@ class Notifier:
             self._client.xadd(f"undelivered:{sink.name}", {"t": json.dumps(transition)}, maxlen=UNDELIVERED_MAX)
         except RedisError as error:
             raise translate(error) from error
+        metrics.NOTIFY_SET_ASIDE.labels(sink.name).inc()
         log.error("%s: gave up on %s", sink.name, transition_id(transition))

@@ -105,6 +105,13 @@ class Settings(BaseSettings):
     # Notifier
     notify_retries_max: Positive = 5
 
+    # Seeing inside
+    metrics_host: str = "127.0.0.1"
+    metrics_port: Annotated[int | None, Field(ge=0, le=65_535)] = None  # of worker, notifier, maintenance; none: no server
+    books_interval_seconds: Seconds = 60
+    log_format: Literal["text", "json"] = "text"
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+
     @field_validator("counter_metrics", mode="before")
     @classmethod
     def _from_json(cls, value: object) -> object:

@@ -9,6 +9,7 @@ import fcntl
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -22,6 +23,7 @@ import polars as pl
 
 from api.app import bind
 from api.tls import tls_of
+from pipeline import logs, ops
 from pipeline.books import balance
 from pipeline.core.tokens import INGEST
 from pipeline.errors import Invalid, PipelineError, Unavailable
@@ -34,6 +36,7 @@ from pipeline.stores.lake import Lake
 from pipeline.stores.tokenbook import Tokenbook
 from pipeline.tokens import ensure_token
 
+TARGETS = "metrics-targets.json"  # in the data folder: where each role answers, as Prometheus' file_sd_configs reads it
 STOP_ORDER = ("simulator", "ingest", "worker", "notifier", "maintenance")
 STOP_SECONDS = 40
 RESTART_SECONDS_MAX = 10.0
@@ -49,6 +52,7 @@ class Process:
     command: list[str]
     environment: dict[str, str]
     descriptors: tuple[int, ...] = ()
+    metrics: socket.socket | None = None  # bound here, so that its port stays when the process is started again
     process: subprocess.Popen | None = None
     failures: int = 0
     started_at: float = 0.0
@@ -78,10 +82,14 @@ class Supervisor:
         self._out = sys.stderr if as_json else sys.stdout
         self._printing = threading.Lock()
 
-    def say(self, role: str, text: str) -> None:
-        """One line, with the time and the role that says it."""
+    def say(self, role: str, text: str, level: str = "info") -> None:
+        """One line, with the time and the role that says it; as JSON, an object that a role wrote as it is."""
+        if self._settings.log_format == "text":
+            told = f"{datetime.now(UTC):%H:%M:%S} {role:<11} {text}"
+        else:
+            told = text if text.startswith('{"time": ') else logs.line(role, text, level)
         with self._printing:
-            print(f"{datetime.now(UTC):%H:%M:%S} {role:<11} {text}", file=self._out, flush=True)
+            print(told, file=self._out, flush=True)
 
     def run(self) -> int:
         """Run until SIGINT, SIGTERM or the duration; the exit code. Invalid: what stands in the way, and the remedy."""
@@ -105,8 +113,9 @@ class Supervisor:
             code = self._finish(before)
         finally:
             self._stop_all()
-            if listener:
-                listener.close()
+            for taken in (listener, *(process.metrics for process in self._processes)):
+                if taken:
+                    taken.close()
             if self._redis:
                 self._redis.stop()
         return code
@@ -137,7 +146,7 @@ class Supervisor:
         token = {name: inherited.pop(name) for name in ("PIPELINE_TOKEN",) if name in inherited}  # for the simulator alone
         environment = {**inherited, "PIPELINE_REDIS_URL": settings.redis_url or "", "PIPELINE_PARENT_PID": str(os.getpid())}
         for name in ("data_dir", "lake_url", "window_seconds", "disorder_seconds", "idle_after_seconds", "tick_interval_seconds",
-                     "lateness_max_seconds", "partitions"):  # fmt: skip
+                     "lateness_max_seconds", "partitions", "log_format"):  # fmt: skip
             if (value := getattr(settings, name)) is not None:
                 environment[f"PIPELINE_{name.upper()}"] = str(value)
         # Several processes share these cores: Polars' own threads cost more than they save.
@@ -161,6 +170,22 @@ class Supervisor:
         simulate += self._simulate
         declared.append(Process("simulator", simulate, environment | token))
         self._processes = [process for process in declared if process.role not in self._without]
+        self._listen(port)
+
+    def _listen(self, api_port: int) -> None:
+        """A metrics port for each role: those from PIPELINE_METRICS_PORT on, or any that are free; and the file that tells which."""
+        settings, targets = self._settings, []
+        for process in self._processes:
+            if process.role in ("worker", "maintenance", "notifier"):
+                number = len([each for each in self._processes if each.metrics])
+                listener = ops.listener_of(settings, settings.metrics_port + number if settings.metrics_port else 0)
+                process.metrics, descriptor = listener, listener.fileno()
+                process.descriptors += (descriptor,)
+                process.command += ["--metrics-fd", str(descriptor)]
+                targets.append({"targets": [f"{settings.metrics_host}:{listener.getsockname()[1]}"], "labels": {"role": process.role}})
+            elif process.role == "ingest":
+                targets.append({"targets": [f"{settings.api_host}:{api_port}"], "labels": {"role": "ingest"}})
+        (self._data / TARGETS).write_text(json.dumps(targets, indent=2) + "\n")
 
     def _banner(self, port: int) -> None:
         url = f"{self._scheme}://{self._settings.api_host}:{port}"
@@ -175,6 +200,7 @@ class Supervisor:
                 self.say("up", f"with a token: {command} tokens create{data} --name me --scope admin")
         self.say("up", f'query them:  {command} sql{data} "{query}"')
         self.say("up", f"alerts now:  {command} alerts{data}")
+        self.say("up", f"see inside:  {command} doctor{data}   (metrics of each role: the addresses in {self._data / TARGETS})")
 
     @property
     def _scheme(self) -> str:
@@ -243,7 +269,7 @@ class Supervisor:
         delay = min(RESTART_SECONDS_MAX, 0.2 * 2**process.failures)
         process.failures += 1
         reason = f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
-        self.say("up", f"{process.role} died ({reason}); starting it again in {delay:.1f} s")
+        self.say("up", f"{process.role} died ({reason}); starting it again in {delay:.1f} s", "warning")
         process.process, process.retry_at = None, now + delay
 
     def _report(self, lake: Lake, seen: dict) -> dict:
@@ -272,7 +298,7 @@ class Supervisor:
             self._stop_role(role)
         summary = self._summary(before)
         if not summary["balanced"]:
-            self.say("up", "THE BOOKS DO NOT BALANCE: " + json.dumps(summary))
+            self.say("up", "THE BOOKS DO NOT BALANCE: " + json.dumps(summary), "error")
         elif self._duration is None:
             named = ("accepted", "aggregated", "late", "repeated", "dead_lettered")
             said = ", ".join(f"{summary[name]:,} {name.replace('_', '-')}" for name in named)

@@ -307,6 +307,22 @@ class MemoryRulebook:
             self._redis.documents.append(document)
 
 
+class MemoryReports:
+    """`stores.reports.Reports`, of one process."""
+
+    def __init__(self) -> None:
+        self._said: dict[str, dict] = {}
+
+    def put(self, name: str, facts: dict[str, object]) -> None:
+        self._said[name] = facts
+
+    def remove(self, name: str) -> None:
+        self._said.pop(name, None)
+
+    def all(self) -> dict[str, dict]:
+        return dict(self._said)
+
+
 @dataclass
 class MemoryTables:
     """What the tables of a lake hold: rows as the core makes them, and each partition's position in each table."""

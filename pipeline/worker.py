@@ -15,53 +15,31 @@ import threading
 import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
-from dataclasses import dataclass, replace
-from functools import partial
+from dataclasses import replace
 
 import polars as pl
 from apscheduler.schedulers.background import BackgroundScheduler
 
+from pipeline import metrics, watch
 from pipeline.commits import COMMIT_ORDER, Holding, Snapshot, commit
 from pipeline.core.assignment import plan
 from pipeline.core.batch import Output, State
 from pipeline.core.recovery import recover
-from pipeline.core.rules import SEVERITIES, Rules
+from pipeline.core.rules import SEVERITIES
 from pipeline.core.schema import SERIES_NAMES
-from pipeline.errors import Fenced, Invalid, PipelineError, Unavailable
+from pipeline.errors import Fenced, PipelineError, Unavailable
+from pipeline.health import COMMIT_PATIENCE_SECONDS, Health
 from pipeline.isolation import step_safely
+from pipeline.rulekeeper import RuleKeeper
 from pipeline.settings import Settings, backoff_seconds, semantics_of
-from pipeline.stores.alertlog import NAMED, AlertLog
-from pipeline.stores.connection import check_server, connect
+from pipeline.stores.alertlog import NAMED
 from pipeline.stores.entries import portions, to_batch
-from pipeline.stores.lake import Lake
-from pipeline.stores.leases import Leases
-from pipeline.stores.rulebook import Rulebook, read_document
-from pipeline.stores.streams import Entry, Settlement, Streams
+from pipeline.stores.streams import Entry, Settlement
+from pipeline.workerstores import Stores, connected
 
 log = logging.getLogger("worker")
 
 _NO_ALERTS = NAMED.to_frame()
-
-
-@dataclass(frozen=True)
-class Stores:
-    """What a worker remembers with. `lake` is the committer's, `reading_lake` recovery's: a handle is not for two threads."""
-
-    streams: Streams
-    leases: Leases
-    alertlog: AlertLog
-    rulebook: Rulebook
-    lake: Lake
-    reading_lake: Lake
-    check: Callable[[], list[str]]  # whether the server will do; what there is to warn of
-
-
-def connected(settings: Settings, owner: str) -> Stores:
-    """The stores that the settings name."""
-    client = connect(settings.redis_url, settings.redis_timeout_seconds)
-    lakes = [Lake(settings.lake, settings.commit_retries_max) for _ in range(2)]
-    leases = Leases(client, owner, settings.lease_ms)
-    return Stores(Streams(client), leases, AlertLog(client), Rulebook(client), *lakes, partial(check_server, client))
 
 
 class Worker:
@@ -84,17 +62,16 @@ class Worker:
         self._semantics = semantics_of(settings)
         self._stores = stores or connected(settings, self.name)
         self._streams, self._leases, self._alertlog = self._stores.streams, self._stores.leases, self._stores.alertlog
-        self._rulebook, self._lake, self._reading_lake = self._stores.rulebook, self._stores.lake, self._stores.reading_lake
+        self._lake, self._reading_lake = self._stores.lake, self._stores.reading_lake
         self._clock = clock
-        self._rules = Rules()
-        self._document: str | None = None  # the text of these rules: a Redis that lost its memory gets it back
+        self._rulekeeper = RuleKeeper(self._stores.rulebook)
         self._state = State()
         self._held: dict[int, Holding] = {}
         self._made: dict[str, list[pl.DataFrame]] = {table: [] for table in COMMIT_ORDER}
         self._made_rows = 0
         self._lost: dict[int, tuple[int, str]] = {}  # partitions found fenced, by whichever thread: under which token, and why
         self._stopping = threading.Event()
-        self._progress = self._clock()
+        self.health = Health(settings.progress_timeout_seconds, clock)
         self._committer = committer or ThreadPoolExecutor(1, "commit")
         self._commit: Future | None = None
         self._committed_at = self._member_at = self._ticked_at = 0.0
@@ -114,15 +91,20 @@ class Worker:
             self._reload_rules, "interval", seconds=self._settings.rules_reload_seconds,
             coalesce=True, max_instances=1, misfire_grace_time=None,
         )  # fmt: skip
+        scheduler.add_job(
+            watch.Watch(self.name, self._stores, self._semantics, self._standing).look, "interval", seconds=watch.WATCH_SECONDS,
+            coalesce=True, max_instances=1, misfire_grace_time=None,
+        )  # fmt: skip
         scheduler.start()
         renewer = threading.Thread(target=self._renew, name="renew", daemon=True)
         renewer.start()
         try:
             while not self._stopping.is_set():
-                self._progress = self._clock()
+                self.health.moved()
                 try:
                     busy = self.turn()
                     self._failures = 0
+                    self.health.worked("reading")
                 except Unavailable as error:
                     self._back_off(error)
                     continue
@@ -138,51 +120,43 @@ class Worker:
     def start(self) -> None:
         """Wait until Redis and the lake are there, agree with them, and have rules. Invalid: they are another's."""
         while not self._stopping.is_set():
-            self._progress = self._clock()
+            self.health.moved()
             try:
                 for warning in self._stores.check():
                     log.warning(warning)
                 self._streams.agree(self._settings.partitions)
                 self._lake.create(self._semantics, self._settings.partitions)
-                self._load_rules()  # without them all alerts that stand would be withdrawn
+                self._rulekeeper.load()  # without them all alerts that stand would be withdrawn
+                self.health.worked("start")
                 return
             except Unavailable as error:
                 self._back_off(error)
 
     def _back_off(self, error: Unavailable) -> None:
         self._failures += 1
+        self.health.failed("reading", error)
         if self._failures in (1, 10, 100):
             log.warning("%s; trying again", error)
         self._stopping.wait(backoff_seconds(self._failures, self._settings.backoff_max_seconds))
+
+    def _standing(self) -> watch.Standing:
+        return watch.Standing(list(self._held), self._state, self._made_rows, self._state.rules_version, self._committing_seconds())
+
+    def _committing_seconds(self) -> float:
+        """Since the commit began that is not done."""
+        return 0.0 if self._commit is None or self._commit.done() else self._clock() - self._committed_at
 
     def _reload_rules(self) -> None:
         """Pick up a new version; the main loop swaps it in between two micro-batches."""
         try:
             self._streams.agree(self._settings.partitions)  # also in a Redis that lost its memory
-            self._load_rules()
+            self._rulekeeper.load()
         except PipelineError as error:
-            log.warning("rules stay at version %d: %s", self._rules.version, error)
-
-    def _load_rules(self) -> None:
-        """Take over the newest version; a document that is not valid changes nothing. Unavailable: Redis is away."""
-        if self._document is None:
-            self._rulebook.set_default()
-        elif self._rulebook.version() == 0:
-            self._rulebook.restore(self._document)
-        newest = self._rulebook.get()
-        if (newest.number, newest.document) == (self._rules.version, self._document):
-            return
-        try:
-            self._rules = read_document(newest.document, newest.number)
-        except Invalid as error:
-            log.warning("rules stay at version %d: %s", self._rules.version, error)
-            return
-        self._document = newest.document
-        log.info("rules version %d", newest.number)
+            log.warning("rules stay at version %d: %s", self._rulekeeper.rules.version, error)
 
     def _renew(self) -> None:
         while not self._stopping.wait(self._settings.lease_ms / 4000):
-            if self._clock() - self._progress <= self._settings.progress_timeout_seconds:
+            if self.health.why_not_alive() is None:
                 self.renew()  # else the main loop stands still: let the leases go to somebody who works
 
     def renew(self) -> None:
@@ -230,15 +204,18 @@ class Worker:
                 self._recover_one(partition, holding, last_rows[partition])
             except Fenced as error:
                 self._drop([partition], str(error))
-        names = ", ".join(map(str, sorted(self._held)))
-        log.info("took %d partitions in %.2f s; holding %s", len(tokens), self._clock() - began, names)
+        metrics.RECOVERY_SECONDS.observe(self._clock() - began)
+        held = sorted(self._held)
+        names, told = ", ".join(map(str, held)), {"partitions": sorted(tokens), "holding": held}
+        log.info("took %d partitions in %.2f s; holding %s", len(tokens), self._clock() - began, names, extra=told)
 
     def _recover_one(self, partition: int, holding: Holding, last_rows: pl.DataFrame) -> None:
         position = holding.tables["aggregates"]
         accounted = 0
         if position >= 0 and not self._streams.exists(partition):
             accounted = self._reading_lake.accounted([partition])[partition]
-            log.warning("partition %d: Redis lost its stream; it goes on at the committed position %d", partition, position)
+            where = {"partitions": [partition]}
+            log.warning("partition %d: Redis lost its stream; it goes on at the committed position %d", partition, position, extra=where)
         stands, alerts = self._alertlog.load(partition)
         newest = max(stands, *holding.tables.values())
         self._streams.open(partition, holding.token, position, newest, accounted)
@@ -252,15 +229,15 @@ class Worker:
         rest = [entry for entry in pending if entry.id > position]
         for stop in sorted(set(ahead.values())):
             upto, rest = [e for e in rest if e.id <= stop], [e for e in rest if e.id > stop]
-            state, output = step_safely(state, {partition: upto}, self._rules, self._semantics)
+            state, output = step_safely(state, {partition: upto}, self._rulekeeper.rules, self._semantics)
             has = {table for table, at in ahead.items() if at >= stop}
             if "alerts" in has:
                 output = replace(output, transitions=output.transitions.clear())
                 state = replace(state, active=self._numbered(alerts, state))
             self._keep(replace(output, **{table: getattr(output, table).clear() for table in has - {"alerts"}}), state)
         for portion in portions({partition: rest}, self._settings.step_rows_max):
-            self._progress = self._clock()
-            state, output = step_safely(state, portion, self._rules, self._semantics)
+            self.health.moved()
+            state, output = step_safely(state, portion, self._rulekeeper.rules, self._semantics)
             self._keep(output, state)
         self._state = self._state.with_partition(state)
 
@@ -273,7 +250,7 @@ class Worker:
         entries: list[Entry] = []
         after: int | None = 0
         while True:
-            self._progress = self._clock()
+            self.health.moved()
             reply = self._streams.read({partition: token}, self._settings.read_entries_max, {partition: after})[partition]
             if isinstance(reply, PipelineError):
                 raise reply
@@ -300,8 +277,8 @@ class Worker:
         if self._made_rows < self._settings.uncommitted_rows_max:
             entries, full = self._read()
             for portion in portions(entries, self._settings.step_rows_max):
-                self._progress = self._clock()
-                self._state, output = step_safely(self._state, portion, self._rules, self._semantics)
+                self.health.moved()
+                self._state, output = step_safely(self._state, portion, self._rulekeeper.rules, self._semantics)
                 self._keep(output, self._state)
         self._raise_alerts()
         self._commit_when_due()
@@ -327,7 +304,8 @@ class Worker:
             elif reply:
                 applied = sum(entry.id <= self._state.positions[partition] for entry in reply)
                 if applied:  # a Redis that failed over may have forgotten what it delivered
-                    log.warning("partition %d: %d entries were delivered again; they are applied already", partition, applied)
+                    told = "partition %d: %d entries were delivered again; they are applied already"
+                    log.warning(told, partition, applied, extra={"partitions": [partition]})
                     holding.pending = sorted({*holding.pending, *(entry.id for entry in reply[:applied])})
                 entries[partition] = reply[applied:]
                 holding.pending += [entry.id for entry in reply[applied:]]
@@ -335,7 +313,8 @@ class Worker:
                 if holding.reread_after is not None:
                     holding.reread_after = reply[-1].id
                 if gone := sum(entry.lost for entry in reply):
-                    log.error("partition %d: %d entries were deleted from the stream before they were read", partition, gone)
+                    told = "partition %d: %d entries were deleted from the stream before they were read"
+                    log.error(told, partition, gone, extra={"partitions": [partition]})
             else:
                 holding.reread_after = None
         full = any(len(reply) == count for reply in entries.values())
@@ -349,6 +328,7 @@ class Worker:
 
     def _keep(self, output: Output, state: State) -> None:
         """Gather rows to be committed, and transitions to be raised."""
+        watch.count(output)
         for table in COMMIT_ORDER:
             rows = getattr(output, table)
             if rows.height:
@@ -358,7 +338,7 @@ class Worker:
             names = state.series.select("series", *SERIES_NAMES)
             named = output.transitions.join(names, on="series", how="left", maintain_order="left").drop("series", "firing")
             severity = (pl.col("severity") - 1).replace_strict(range(2), SEVERITIES, return_dtype=pl.String)
-            for row in named.with_columns(severity=severity, rules_version=self._rules.version).to_dicts():
+            for row in named.with_columns(severity=severity, rules_version=state.rules_version).to_dicts():
                 self._held[row["partition"]].transitions.append(row)
 
     def _raise_alerts(self) -> None:
@@ -431,9 +411,11 @@ class Worker:
         while True:
             try:
                 commit(snapshot, self._lake, self._held, self._lost)
+                self.health.worked("committing")
                 return snapshot
             except Unavailable as error:
                 failures += 1
+                self.health.failed("committing", error, COMMIT_PATIENCE_SECONDS)
                 if failures in (1, 10, 100):
                     log.warning("%s; trying again", error)
                 if self._stopping.is_set() and failures >= 3:
@@ -475,7 +457,8 @@ class Worker:
         partitions = [p for p in partitions if p in self._held]
         if not partitions:
             return
-        log.warning("lost partitions %s: %s", ", ".join(map(str, partitions)), why)
+        metrics.PARTITIONS_LOST.inc(len(partitions))
+        log.warning("lost partitions %s: %s", ", ".join(map(str, partitions)), why, extra={"partitions": partitions})
         if self._commit is not None:  # it leaves out what is no longer held; let it end before the state changes
             for partition in partitions:
                 self._held.pop(partition, None)
@@ -491,7 +474,7 @@ class Worker:
     def _wait_for_commit(self) -> None:
         deadline = self._clock() + self._settings.shutdown_timeout_seconds
         while self._commit is not None and not self._commit.done() and self._clock() < deadline:
-            self._progress = self._clock()
+            self.health.moved()
             time.sleep(0.005)
         if self._commit is not None and self._commit.done():
             self._finish_commit()
@@ -522,5 +505,6 @@ class Worker:
             self._drop_lost()
             self._hand_over(list(self._held))
             self._leases.heartbeat(leaving=True)
+            self._stores.reports.remove(self.name)
         except Unavailable as error:
             log.warning("left without handing over: %s; the leases run out", error)

@@ -10,17 +10,19 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+import redis
 import redis.asyncio
 
 from pipeline.core.admission import Decision, Demand, Limits, Signals, decide, read_rate
 from pipeline.stores import connection as keys
 from pipeline.stores.connection import GROUP, script, translated
+from pipeline.stores.reports import REPORT_SECONDS_MAX
+from pipeline.stores.streams import backlog_of
 
 DECISIONS = "admission:decisions"
 DEMAND = "admission:demand"
 DECIDE_SECONDS = 0.5
 DEMAND_SECONDS_MAX = 5.0  # what a replica said longer ago is no longer true
-REPORT_SECONDS_MAX = 15.0
 
 
 @dataclass(frozen=True)
@@ -64,6 +66,12 @@ def loaded(text: bytes | None) -> Decisions:
         return Decisions()
 
 
+def standing(client: redis.Redis) -> Decisions:
+    """What holds now. Unavailable: Redis is away."""
+    with translated():
+        return loaded(client.get(DECISIONS))
+
+
 class Desk:
     """A replica's end."""
 
@@ -91,7 +99,7 @@ class Desk:
 
     async def _signals(self, before: Decisions, now: float) -> tuple[dict[int, Signals], dict[int, float]]:
         pipe = self._redis.pipeline(transaction=False)
-        text = script("signals")
+        text = script("backlog")
         for partition in range(self._partitions):
             pipe.eval(text, 2, keys.stream_key(partition), keys.books_key(partition), GROUP)
         seen = await pipe.execute()
@@ -100,12 +108,12 @@ class Desk:
         commit = slowest_commit(reports, now)
         elapsed = now - before.at
         signals, read = {}, {}
-        for partition, (age_ms, unread, _, total) in enumerate(seen):
-            read[partition] = float(total)
+        for partition, backlog in enumerate(map(backlog_of, seen)):
+            read[partition] = float(backlog.read_events)
             rate = before.rates.get(partition, 0.0)
             if 0 < elapsed < 10 and partition in before.read:
-                rate = read_rate(rate, max(0.0, total - before.read[partition]) / elapsed, elapsed)
-            signals[partition] = Signals(age_ms / 1000, float(unread), share, commit, rate)
+                rate = read_rate(rate, max(0.0, read[partition] - before.read[partition]) / elapsed, elapsed)
+            signals[partition] = Signals(backlog.oldest_seconds, float(backlog.events), share, commit, rate)
         return signals, read
 
     async def _demands(self, now: float) -> dict[int, Demand]:

@@ -32,6 +32,7 @@ GROUP = b"pipeline"
 CONSUMER = b"holder"  # a fixed name: a partition has one holder, the next one reads the same pending list as its own
 REPORTS = "reports"  # a hash: what each process last said of itself
 PARTITIONS = "telemetry:partitions"  # how many there are, for all who hash devices into them
+PROBE = "telemetry:probe"  # written to see whether writing works
 _LUA = Path(__file__).parent / "lua"
 
 

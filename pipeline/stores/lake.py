@@ -27,6 +27,7 @@ from pipeline.errors import Fenced, Invalid, Unavailable
 
 FORMAT = 1  # of the tables; another needs another lake
 SIDE_TABLES = ("anomalies", "late", "dead_letters")  # written before `aggregates`, whose position is the partition's
+SMALL_BYTES = 1 << 20  # of a file that had better be merged with others
 TABLES = (*SIDE_TABLES, "aggregates", "series")
 
 _TIMES = ("window", "event_time", "first_time", "last_time", "newest", "arrived", "received_at")
@@ -92,6 +93,15 @@ class Lake:
         self._retries = commit_retries_max
         self._options = dict(storage_options or {}) or None
         self._handles: dict[str, DeltaTable] = {}
+        self._still: tuple[str, ...] = ()  # tables that are read as they stood
+
+    def standing_still(self) -> Lake:
+        """This lake for a reader whose `aggregates` and `series` stay as they are now; `series`, which goes by the other, is not ahead."""
+        still = Lake(self.location, self._retries, self._options)
+        for table in ("series", "aggregates"):
+            still._handle(table)
+        still._still = ("series", "aggregates")
+        return still
 
     def create(self, semantics: Semantics, partitions: int) -> None:
         """Make the tables where they are absent. Invalid: the lake is another's: format, partitions or semantics."""
@@ -187,8 +197,9 @@ class Lake:
 
     def _refresh(self, table: str) -> DeltaTable:
         handle = self._handle(table)
-        with self._reading(table):
-            handle.update_incremental()
+        if table not in self._still:
+            with self._reading(table):
+                handle.update_incremental()
         return handle
 
     def _positions(self, handle: DeltaTable, table: str, partitions: Iterable[int]) -> dict[int, int]:
@@ -333,10 +344,10 @@ class Lake:
         handle.create_checkpoint()
         handle.cleanup_metadata()
 
-    def vacuum(self, table: str, retention_hours: float) -> int:
-        """Remove files that no version of the last `retention_hours` has; orphans of refused commits too."""
+    def vacuum(self, table: str, retention_hours: float, *, dry_run: bool = False) -> int:
+        """Remove files that no version of the last `retention_hours` has; orphans of refused commits too. How many they are."""
         handle = self._refresh(table)
-        return len(handle.vacuum(retention_hours=int(retention_hours), dry_run=False, enforce_retention_duration=False, full=True))
+        return len(handle.vacuum(retention_hours=int(retention_hours), dry_run=dry_run, enforce_retention_duration=False, full=True))
 
     def expire(self, table: str, before: datetime) -> dict[int, int]:
         """Delete what is of days before `before` and arrived before it, too: a recording of long ago that came today stays.
@@ -373,6 +384,41 @@ class Lake:
         dead = self._collected("dead_letters", self._scan_table("dead_letters").filter(_ACCEPTED).select(pl.len())).item()
         anomalies = self._collected("anomalies", self._scan_table("anomalies").select(pl.len())).item()
         return {**totals.row(0, named=True), "dead_lettered": dead, "anomalies": anomalies}
+
+    def counts_of(self, upto: Mapping[int, int], ahead: Mapping[int, Sequence[int]]) -> pl.DataFrame:
+        """partition, aggregated, late, repeated, dead_lettered of these partitions. A dead letter of an entry beyond `upto`
+        (partition -> entry), or of one that is `ahead`, is left out: who asks counts it elsewhere."""
+        rows = self._scan_table("aggregates").group_by("partition").agg(
+            aggregated=pl.col("count").filter(~pl.col("revision")).sum(),
+            late=pl.col("count").filter("revision").sum(),
+            repeated=pl.col("repeated").sum(),
+        )  # fmt: skip
+        wanted = pl.LazyFrame({"partition": list(upto), "upto": list(upto.values())}, schema={"partition": pl.Int32, "upto": pl.Int64})
+        places = [(partition, entry) for partition, ids in ahead.items() for entry in ids]
+        elsewhere = pl.LazyFrame(places, schema={"partition": pl.Int32, "entry": pl.Int64}, orient="row")
+        dead = (
+            self._scan_table("dead_letters").filter(_ACCEPTED).select("partition", "entry")
+            .join(wanted, on="partition").filter(pl.col("entry") <= pl.col("upto"))
+            .join(elsewhere, on=["partition", "entry"], how="anti").group_by("partition").agg(dead_lettered=pl.len())
+        )  # fmt: skip
+        counted = wanted.select("partition").join(rows, on="partition", how="left").join(dead, on="partition", how="left")
+        return self._collected("aggregates", counted.fill_null(0))
+
+    def sizes(self) -> dict[str, dict[str, int]]:
+        """Of each table's newest version: version, files, small ones among them, rows, bytes."""
+        found = {}
+        for table in TABLES:
+            handle = self._refresh(table)
+            with self._reading(table):
+                files = pl.DataFrame(handle.get_add_actions(flatten=True))
+            found[table] = {
+                "version": handle.version(),
+                "files": files.height,
+                "small": int((files["size_bytes"] < SMALL_BYTES).sum()),
+                "rows": int(files["num_records"].sum() or 0),
+                "bytes": int(files["size_bytes"].sum() or 0),
+            }
+        return found
 
     def dead_lettered(self, entries: Mapping[int, Sequence[int]]) -> int:
         """How many events of these entries (partition -> ids) are dead letters already."""

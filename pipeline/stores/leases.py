@@ -14,6 +14,14 @@ from pipeline.stores.connection import Scripts, translate, translated
 MEMBERS = "workers"
 
 
+def live_members(client: redis.Redis, ttl_ms: int) -> list[str]:
+    """Who has said within `ttl_ms` that it lives; without saying anything oneself."""
+    with translated():
+        seconds, microseconds = client.time()
+        members = client.zrangebyscore(MEMBERS, seconds * 1000 + microseconds // 1000 - ttl_ms, "+inf")
+    return sorted(member.decode() for member in members)
+
+
 class Leases:
     """Acquire, renew and release leases as `owner`; and who else is alive."""
 

@@ -49,6 +49,16 @@ class Entry(NamedTuple):
     lost: bool = False
 
 
+class Backlog(NamedTuple):
+    """What nobody has read yet of one partition."""
+
+    entries: int
+    events: int
+    oldest_seconds: float  # age of the oldest of them; 0: there is none
+    stream_bytes: int  # of all entries, with those that are read and not settled
+    read_events: int  # so far, by whichever holder
+
+
 class Settlement(NamedTuple):
     """What a holder is done with in one partition."""
 
@@ -129,13 +139,18 @@ class Appender:
             await self._redis.set(b"answer:" + key, answer, px=self._retention_ms, nx=True)
 
     async def ready(self) -> None:
-        """Unavailable, with the reason, unless Redis answers and every partition has its stream."""
+        """Unavailable, with the reason, unless Redis answers, takes a write, and every partition has its stream."""
         with translated():
             await self._agree()
             pipe = self._redis.pipeline(transaction=False)
+            pipe.set(keys.PROBE, b"", px=1000)  # a Redis that is full, or a replica, answers all else
             for partition in range(self._partitions):
                 pipe.exists(keys.stream_key(partition))
-            found = await pipe.execute()
+            replies = await pipe.execute(raise_on_error=False)  # else redis-py puts the command into the message
+            for error in replies:
+                if isinstance(error, RedisError):
+                    raise error
+            _, *found = replies
         missing = [partition for partition, exists in enumerate(found) if not exists]
         if missing:
             raise Unavailable(f"no worker has opened partition {missing[0]} yet ({len(missing)} of {self._partitions} are missing)")
@@ -214,6 +229,18 @@ class Streams:
         with translated(partition):
             self._scripts.call("tick", [keys.lease_key(partition), keys.stream_key(partition)], [token, interval_ms])
 
+    def backlog(self, partitions: Sequence[int]) -> dict[int, Backlog]:
+        """How far its readers are behind, per partition, in one round trip. Without a lease and without effect."""
+        with translated():
+            where = [[keys.stream_key(partition), keys.books_key(partition)] for partition in partitions]
+            replies = self._scripts.calls("backlog", [(each, [GROUP]) for each in where])
+        found = {}
+        for partition, reply in zip(partitions, replies, strict=True):
+            if isinstance(reply, RedisError):
+                raise translate(reply, partition) from reply
+            found[partition] = backlog_of(reply)
+        return found
+
     def peek(self, partition: int, after: int, count: int) -> list[Entry]:
         """Entries after an id, without a lease and without effect: for status, books and tests."""
         with translated(partition):
@@ -237,6 +264,20 @@ class Streams:
                 last = page[-1].id
         return found
 
+    def accepted_upto(self, partition: int) -> tuple[int, int]:
+        """`accepted` and the last entry that it counts, at one moment; 0 where there is no stream."""
+        key = keys.stream_key(partition)
+        with translated(partition):
+            pipe = self._redis.pipeline(transaction=True)
+            pipe.hmget(keys.books_key(partition), "accepted", "expired")
+            pipe.xinfo_stream(key)
+            (accepted, expired), stream = pipe.execute(raise_on_error=False)
+            if isinstance(stream, RedisError):
+                if self._redis.exists(key):
+                    raise stream
+                return int(accepted or 0) - int(expired or 0), 0
+        return int(accepted or 0) - int(expired or 0), parse_id(stream["last-generated-id"])
+
     def accepted(self, partition: int) -> int:
         """Events accepted into this partition since the store was made, taken or set aside, but for those that expired."""
         with translated(partition):
@@ -247,6 +288,12 @@ class Streams:
         """Note that rows of so many events were deleted for their age: the books no longer ask for them."""
         with translated(partition):
             self._redis.hincrby(keys.books_key(partition), "expired", events)
+
+
+def backlog_of(reply: list[int]) -> Backlog:
+    """What the script `backlog` answers."""
+    entries, events, oldest_ms, stream_bytes, read_events = reply
+    return Backlog(entries, events, oldest_ms / 1000, stream_bytes, read_events)
 
 
 def _entries(partition: int, reply: object) -> list[Entry] | PipelineError:

@@ -51,7 +51,8 @@ def ours(services) -> dict[str, dict]:
 
 
 def test_every_role_has_its_service(services):
-    assert set(services) == {"redis", *ONCE, "api", "worker", "notifier", "maintenance", "simulator", "notebook"}
+    roles = {"api", "worker", "notifier", "maintenance", "simulator", "notebook", "prometheus", "grafana"}
+    assert set(services) == {"redis", *ONCE, *roles}
     assert services["worker"]["deploy"]["replicas"] == 3 and services["notebook"]["profiles"] == ["notebook"]
     assert not any("container_name" in service for service in services.values())  # a name would forbid --scale
 
@@ -99,7 +100,7 @@ def test_no_service_has_more_rights_than_it_needs(services):
     for name, service in services.items():
         assert service["read_only"] and service["init"] and service["cap_drop"] == ["ALL"]
         assert service["security_opt"] == ["no-new-privileges:true"]
-        assert name == SETUP or (service["user"] in ("1000:1000", "redis") and "cap_add" not in service)
+        assert name == SETUP or (service["user"] in ("1000:1000", "redis", "nobody", "472") and "cap_add" not in service)
         assert all(port.startswith("127.0.0.1:") for port in service.get("ports", []))
 
 

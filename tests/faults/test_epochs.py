@@ -67,7 +67,7 @@ def test_nothing_is_committed_past_a_commit_that_was_given_up(stack, monkeypatch
     monkeypatch.setattr(worker._lake, "commit", real)
     append(stack, 1_700_000_062)  # closes another window
     entries, _ = worker._read()
-    worker._state, output = step_safely(worker._state, entries, worker._rules, worker._semantics)
+    worker._state, output = step_safely(worker._state, entries, worker._rulekeeper.rules, worker._semantics)
     worker._keep(output, worker._state)
     worker.leave()
     assert stack.lake().counts()["windows"] == 0, "a later commit came without the rows of the one before"

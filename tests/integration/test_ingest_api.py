@@ -23,7 +23,7 @@ import pytest
 import redis
 import uvicorn
 
-from api import endpoint, ingest
+from api import endpoint, ingest, requestid
 from api.app import bind, create_app
 from api.crowd import Crowd
 from api.protocol import guarded
@@ -153,7 +153,9 @@ def device_in(partition: int) -> str:
 
 def error(response: httpx.Response) -> tuple[int, str, str]:
     told = response.json()["error"]
-    assert set(told) == {"code", "message"} and response.headers["content-type"] == "application/json"
+    named = {"request_id"} if response.status_code >= 500 else set()
+    assert set(told) == {"code", "message"} | named and response.headers["content-type"] == "application/json"
+    assert told.get("request_id") == response.headers.get("x-request-id")
     return response.status_code, told["code"], told["message"]
 
 
@@ -571,3 +573,62 @@ def test_the_process_stops_on_sigterm_with_everything_answered(redis_url, stream
     assert process.stderr.read() == ""
     assert answers.count(202) > 10
     assert len(stored(streams)) >= answers.count(202)
+
+
+# ---- which request it was ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("given", ["abc-123", "x" * 65, "a b", "a;b"])
+def test_a_failed_answer_and_the_log_name_the_request(api, monkeypatch, caplog, given):
+    """By the client's name for it where that is short and plain; else by one of ours."""
+    monkeypatch.setattr(endpoint.EventsEndpoint, "_decode", lambda *_: (_ for _ in ()).throw(RuntimeError("injected")))
+    named: list[str | None] = []
+    caplog.handler.addFilter(lambda record: named.append(requestid.current()) or True)
+    response = api.post(EVENT, **{"x-request-id": given})
+    told = response.json()["error"]["request_id"]
+    assert response.headers["x-request-id"] == told and told in named
+    assert (told == given) == (given == "abc-123") and len(told) <= requestid.CHARS_MAX
+
+
+@pytest.mark.parametrize("size", [1, 5000], ids=["on the loop", "beside the loop"])
+def test_a_body_that_cannot_be_built_is_logged_with_its_request(api, monkeypatch, caplog, size):
+    """Although another task builds it."""
+
+    def broken(*_):
+        raise RuntimeError("injected")
+
+    monkeypatch.setattr(ingest, "build", broken)
+    named: list[str | None] = []
+    caplog.handler.addFilter(lambda record: named.append(requestid.current()) or True)
+    assert api.post(spread(size), **{"x-request-id": "abc-123"}).status_code == 422
+    assert "abc-123" in named
+
+
+def test_every_other_failed_answer_names_its_request_too(api):
+    api.store.away = set(range(PARTITIONS))
+    response = api.client.get("/readyz", headers={"X-Request-Id": "abc-123"})
+    assert (response.status_code, response.headers["x-request-id"]) == (503, "abc-123")
+    assert "x-request-id" not in api.client.get("/healthz", headers={"X-Request-Id": "abc-123"}).headers
+
+
+# ---- what it counts ------------------------------------------------------------------------------------------------------------
+
+
+def counted(api) -> dict[str, float]:
+    lines = api.client.get("/metrics").text.splitlines()
+    return {name: float(value) for name, value in (line.rsplit(" ", 1) for line in lines if not line.startswith("#"))}
+
+
+def test_metrics_tell_of_requests_events_and_groups(api):
+    before = counted(api)
+    api.post([EVENT, EVENT, {**EVENT, "device": ""}])
+    api.post("{")
+    api.store.away = set(range(PARTITIONS))
+    api.post(EVENT)
+    after = counted(api)
+    grown = {name: after[name] - before.get(name, 0) for name in after}
+    assert [grown[f'pipeline_http_requests_total{{status="{hundreds}xx"}}'] for hundreds in (2, 4, 5)] == [1, 1, 1]
+    assert grown["pipeline_events_accepted_total"] == 2 and grown['pipeline_events_rejected_total{reason="missing"}'] == 1
+    assert grown["pipeline_http_request_duration_seconds_count"] == 3 and grown["pipeline_group_events_count"] == 2
+    assert grown["pipeline_append_duration_seconds_count"] == 2 and grown["pipeline_append_failures_total"] == 1
+    assert grown["pipeline_body_bytes_total"] > 100 and after["pipeline_ingest_queue_events"] == 0

@@ -117,7 +117,7 @@ def test_a_client_that_leaves_before_its_answers_is_no_error(api, caplog):
 
 def test_a_query_that_is_wrong_is_refused_like_all_else():
     """In the shape of every other refusal; over stores that are never asked."""
-    app = create_app(Settings(), MemoryStore(), rules_router(None, None, 4))
+    app = create_app(Settings(), MemoryStore(), [rules_router(None, None, 4)])
 
     async def ask() -> httpx.Response:
         async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://x") as client:

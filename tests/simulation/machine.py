@@ -28,6 +28,7 @@ from pipeline.testing import (
     MemoryLake,
     MemoryLeases,
     MemoryRedis,
+    MemoryReports,
     MemoryRulebook,
     MemoryStreams,
     MemoryTables,
@@ -84,7 +85,8 @@ class Process:
         wire = self.wire
         stores = Stores(
             MemoryStreams(redis, wire), MemoryLeases(redis, name, SETTINGS.lease_ms, wire), MemoryAlertLog(redis, wire),
-            MemoryRulebook(redis, RULES, wire), MemoryLake(tables, wire), MemoryLake(tables, wire), list,
+            MemoryRulebook(redis, RULES, wire), MemoryLake(tables, wire), MemoryLake(tables, wire),
+            MemoryReports(), list,
         )  # fmt: skip
         self.worker = Worker(SETTINGS, name, stores, clock, self.committer)
 

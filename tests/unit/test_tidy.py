@@ -19,7 +19,7 @@ ROOT = Path(__file__).parents[2]
 README = ROOT / "README.md"
 LINES_MAX = 520
 PACKAGES = ("pipeline", "api", "simulator")
-FOLDERS = (*PACKAGES, "tests", "benchmarks", "notebooks", "data")
+FOLDERS = (*PACKAGES, "tests", "benchmarks", "notebooks", "monitoring", "data")
 # Who may import what of ours. The two modules that start everything may know everything.
 MAY_IMPORT = {
     "pipeline.errors": (),

@@ -1,0 +1,79 @@
+"""What the leader of the housekeeping tells of the whole: the lake's tables, Redis' memory, who works, the books."""
+
+from __future__ import annotations
+
+import os
+import socket
+
+import redis
+
+from pipeline import metrics
+from pipeline.books import Ledger
+from pipeline.settings import Settings, semantics_of
+from pipeline.stores.connection import translated
+from pipeline.stores.lake import Lake
+from pipeline.stores.leases import Leases, live_members
+from pipeline.stores.reports import Reports
+
+REDIS_SECONDS = 5  # between looks at Redis
+
+_BOOKS = {
+    "accepted": metrics.BOOKS_ACCEPTED,
+    "aggregated": metrics.BOOKS_AGGREGATED,
+    "late": metrics.BOOKS_LATE,
+    "repeated": metrics.BOOKS_REPEATED,
+    "dead_lettered": metrics.BOOKS_DEAD_LETTERED,
+    "in_flight": metrics.BOOKS_IN_FLIGHT,
+    "imbalance": metrics.BOOKS_IMBALANCE,
+}
+
+
+class Gauges:
+    """One leader's. `known` is False until each has been set once: no zero is told of what nobody has looked at."""
+
+    def __init__(self, settings: Settings, client: redis.Redis, leases: Leases) -> None:
+        self._settings = settings
+        self._redis = client
+        self._leases = leases
+        self._lake = Lake(settings.lake)
+        self._ledger = Ledger(client, self._lake, semantics_of(settings), settings.partitions)
+        self._seen: set[str] = set()
+        self._books: dict[str, int] | None = None
+        self._name = f"housekeeping-{socket.gethostname()}-{os.getpid()}"
+
+    @property
+    def known(self) -> bool:
+        return self._seen == {"redis", "lake", "books"}
+
+    def forget(self) -> None:
+        """Another leads: what was found is old."""
+        self._seen.clear()
+
+    def look_at_redis(self) -> None:
+        """Memory, workers, partitions without a holder."""
+        with translated():
+            memory = self._redis.info("memory")
+        metrics.REDIS_MEMORY_USED.set(memory["used_memory"])
+        metrics.REDIS_MEMORY_MAX.set(memory.get("maxmemory", 0))
+        metrics.WORKERS_LIVE.set(len(live_members(self._redis, self._settings.lease_ms)))
+        holders = self._leases.holders(self._settings.partitions)
+        metrics.PARTITIONS_UNHELD.set(sum(owner is None for owner in holders.values()))
+        self._seen.add("redis")
+        Reports(self._redis).put(self._name, {"role": "maintenance", "books": self._books})
+
+    def look_at_lake(self) -> None:
+        """Each table's size."""
+        for table, size in self._lake.sizes().items():
+            metrics.LAKE_VERSION.labels(table).set(size["version"])
+            metrics.LAKE_FILES.labels(table).set(size["files"])
+            metrics.LAKE_ROWS.labels(table).set(size["rows"])
+            metrics.LAKE_BYTES.labels(table).set(size["bytes"])
+        self._seen.add("lake")
+
+    def look_at_books(self) -> None:
+        """The books, once every partition was seen at rest."""
+        if (books := self._ledger.look()) is not None:
+            for name, gauge in _BOOKS.items():
+                gauge.set(books[name])
+            self._books = books
+            self._seen.add("books")

@@ -1,0 +1,99 @@
+"""What a worker tells of itself in numbers: counters as it goes, gauges every few seconds. It decides nothing."""
+
+from __future__ import annotations
+
+import resource
+import time
+from collections.abc import Callable, Collection
+from pathlib import Path
+from typing import NamedTuple
+
+import polars as pl
+
+from pipeline import metrics
+from pipeline.core.batch import Output, State
+from pipeline.core.fleet import condition
+from pipeline.core.semantics import Semantics
+from pipeline.errors import Unavailable
+from pipeline.workerstores import Stores
+
+WATCH_SECONDS = 5
+
+
+class Standing(NamedTuple):
+    """Where a worker stands at one moment."""
+
+    held: Collection[int]
+    state: State
+    uncommitted_rows: int
+    rules_version: int
+    committing_seconds: float  # since the commit began that is not done
+
+
+def count(output: Output) -> None:
+    """Add what one step made."""
+    rows = output.aggregates
+    if rows.height:
+        metrics.WINDOWS_CLOSED.inc(rows.height - rows["revision"].sum())
+        metrics.EVENTS_REPEATED.inc(rows["repeated"].sum())
+    if output.late.height:
+        metrics.EVENTS_LATE.inc(output.late.height)
+    if output.dead_letters.height:
+        metrics.count_reasons(metrics.DEAD_LETTERS, dict(output.dead_letters["reason"].value_counts().iter_rows()))
+    if output.transitions.height:
+        for phase, severity, transitions in output.transitions.group_by("phase", "severity").agg(pl.len()).iter_rows():
+            metrics.ALERT_TRANSITIONS.labels(phase, ("warning", "critical")[severity - 1]).inc(transitions)
+
+
+class Watch:
+    """The gauges of one worker; those of partitions that it has given away go."""
+
+    def __init__(self, name: str, stores: Stores, semantics: Semantics, standing: Callable[[], Standing]) -> None:
+        self._name = name
+        self._streams, self._reports = stores.streams, stores.reports
+        self._semantics = semantics
+        self._standing = standing
+        self._shown: set[int] = set()
+
+    def look(self) -> None:
+        """Set every gauge, and say in Redis how it stands. While Redis is away, what was told last stays."""
+        at = self._standing()
+        metrics.PARTITIONS_HELD.set(len(at.held))
+        metrics.OPEN_ROWS.set(at.state.open.height)
+        metrics.SERIES_KNOWN.set(at.state.series.height)
+        metrics.UNCOMMITTED_ROWS.set(at.uncommitted_rows)
+        metrics.RULES_VERSION.set(at.rules_version)
+        try:
+            self._reports.put(self._name, self._report(at))
+            found = self._streams.backlog(sorted(at.held))
+        except Unavailable:
+            return
+        for partition in self._shown - found.keys():
+            for gauge in (metrics.READ_LAG_SECONDS, metrics.BACKLOG_ENTRIES, metrics.BACKLOG_EVENTS):
+                gauge.remove(str(partition))
+        for partition, backlog in found.items():
+            metrics.READ_LAG_SECONDS.labels(str(partition)).set(backlog.oldest_seconds)
+            metrics.BACKLOG_ENTRIES.labels(str(partition)).set(backlog.entries)
+            metrics.BACKLOG_EVENTS.labels(str(partition)).set(backlog.events)
+        self._shown = set(found)
+
+    def _report(self, at: Standing) -> dict[str, object]:
+        return {
+            "role": "worker",
+            "partitions": sorted(at.held),
+            "rules_version": at.rules_version,
+            "committing_seconds": round(at.committing_seconds, 3),
+            "open_rows": at.state.open.height,
+            "uncommitted_rows": at.uncommitted_rows,
+            "series": at.state.series.height,
+            "memory_bytes": resident_bytes(),
+            "fleet": condition(at.state.devices, self._semantics, time.time_ns() // 1000),
+        }
+
+
+def resident_bytes() -> int | None:
+    """Memory of this process, where the system tells."""
+    try:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+    except OSError:
+        return None
