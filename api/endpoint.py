@@ -65,6 +65,8 @@ class EventsEndpoint:
         requestid.begin(scope)
         try:
             status, answer = 202, await self._take(scope, receive, headers)
+            if (wait := models.retry_after(answer)) is not None:
+                headers.append((b"retry-after", wait))
         except Refusal as refusal:
             status, answer = refusal.status, _body(refusal, headers)
         except PipelineError:  # Redis: what it said is for the log, not for the client

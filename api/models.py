@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated
 
 import msgspec
@@ -76,3 +77,12 @@ def answer(
     if not_admitted is not None:
         told += b',"not_admitted":%b,"retry_after_seconds":%d' % (msgspec.json.encode(not_admitted), max(1, round(wait_seconds)))
     return b"{%b}" % told
+
+
+_RETRY_AFTER = re.compile(rb'"retry_after_seconds":(\d+)}$')
+
+
+def retry_after(answer: bytes) -> bytes | None:
+    """How long an answer says to wait with what was not admitted; None: all was."""
+    found = None if answer is ACCEPTED_ONE else _RETRY_AFTER.search(answer, max(0, len(answer) - 40))
+    return None if found is None else found.group(1)

@@ -68,6 +68,36 @@ def test_a_full_redis_takes_no_events(stack, client, body_keys):
     assert isinstance(entry, int)
 
 
+def test_a_key_that_comes_again_tells_which_rows_were_left_out(stack, client):
+    held(client)
+    append(stack, group(0, b"k" * 16, b"w" * 16)._replace(left=(b"rows", b"")))
+    (again,) = append(stack, group(0, b"n" * 16, b"w" * 16, b"k" * 16))
+    assert again == Repeated((b"w" * 16, b"k" * 16), (b"", b"rows"))
+    assert Streams(client).accepted(0) == 1
+
+
+def test_what_was_left_out_is_forgotten_with_its_key(stack, client):
+    held(client)
+    append(stack, group(0, b"k" * 16)._replace(left=(b"rows",)))
+    client.zadd(keys.idempotency_key(0), {b"k" * 16: 1})
+    (other,) = append(stack, group(0, b"n" * 16))
+    assert isinstance(other, int) and client.hlen(keys.left_key(0)) == 0
+
+
+def test_the_backlog_is_counted_in_events_and_never_drifts(stack, client):
+    token = held(client)
+    append(stack, group(), group(), group())
+    streams = Streams(client)
+    behind = streams.backlog([0])[0]
+    assert (behind.entries, behind.events, behind.read_events) == (3, 3, 0) and behind.stream_bytes > 0
+    streams.read({0: token}, 2, {})
+    assert streams.backlog([0])[0].events == 1
+    client.hset(keys.books_key(0), "read", -5)  # a power cut took the end of the count
+    streams.read({0: token}, 2, {})
+    behind = streams.backlog([0])[0]
+    assert (behind.entries, behind.events, behind.oldest_seconds, behind.read_events) == (0, 0, 0, 3)
+
+
 def test_an_idempotency_key_is_appended_once_per_partition(stack, client):
     held(client)
     held(client, partition=1)

@@ -44,7 +44,7 @@ class MemoryStore:
 
     def __init__(self) -> None:
         self.entries: list[Group] = []
-        self.keys: dict[int, set[bytes]] = {}
+        self.keys: dict[int, dict[bytes, bytes]] = {}  # partition -> key -> what was left out
         self.answers: dict[bytes, bytes] = {}
         self.away: set[int] = set()
         self.gate = threading.Event()
@@ -60,10 +60,11 @@ class MemoryStore:
     def _one(self, group: Group) -> int | Repeated | Unavailable:
         if group.partition in self.away:
             return Unavailable(f"partition {group.partition} is away: redis://user:secret@host")
-        keys = self.keys.setdefault(group.partition, set())
+        keys = self.keys.setdefault(group.partition, {})
         if seen := tuple(key for key in group.keys if key in keys):
-            return Repeated(seen)
-        keys.update(group.keys)
+            left = tuple(keys[key] for key in seen)
+            return Repeated(seen, left if any(left) else ())
+        keys.update(zip(group.keys, group.left or (b"",) * len(group.keys), strict=True))
         self.entries.append(group)
         return len(self.entries)
 
