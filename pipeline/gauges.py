@@ -32,7 +32,7 @@ class Gauges:
         self._redis = client
         self._leases = leases
         self._lake = Lake(settings.lake)
-        self._ledger = Ledger(client, self._lake, semantics_of(settings), settings.partitions)
+        self._ledger = Ledger(client, Lake(settings.lake), semantics_of(settings), settings.partitions)
         self._seen: set[str] = set()
 
     @property
