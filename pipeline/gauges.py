@@ -36,7 +36,7 @@ class Gauges:
         self._redis = client
         self._leases = leases
         self._lake = Lake(settings.lake)
-        self._ledger = Ledger(client, self._lake, semantics_of(settings), settings.partitions)
+        self._ledger = Ledger(client, Lake(settings.lake), semantics_of(settings), settings.partitions)
         self._seen: set[str] = set()
         self._books: dict[str, int] | None = None
         self._name = f"housekeeping-{socket.gethostname()}-{os.getpid()}"

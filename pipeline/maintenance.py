@@ -95,8 +95,9 @@ class Maintenance:
                 self.health.at_rest()
             elif isinstance(error := self._leases.renew({LEASE: self._token}).get(LEASE), Fenced):
                 self._token = None
-            elif error is not None:
-                raise error
+            elif error is not None:  # it leads on: whether another has taken over is told when Redis answers again
+                self.health.failed("reaching Redis", error)
+                return
             self.health.worked("reaching Redis")
         except Unavailable as error:
             self._token = None
@@ -150,16 +151,17 @@ class Maintenance:
     def _attempt(self, job, *arguments):
         """Run one job; what fails is said and tried again next time: a lake that is away must not end the process."""
         name = job.__name__
+        what = " ".join([name, *(each for each in arguments if isinstance(each, str))])  # with its table: one may fail, the next not
         try:
             with metrics.HOUSEKEEPING_SECONDS.labels(name).time():
                 done = job(*arguments)
-            self.health.worked(name)
+            self.health.worked(what)
             return done
         except PipelineError as error:
             why = str(error)
         except Exception as error:
             why = f"{type(error).__name__}: {first_line(error)}"
         metrics.HOUSEKEEPING_FAILURES.labels(name).inc()
-        self.health.failed(name, why, COMMIT_PATIENCE_SECONDS)
-        log.warning("%s: %s", name, why)
+        self.health.failed(what, why, COMMIT_PATIENCE_SECONDS)
+        log.warning("%s: %s", what, why)
         return None
