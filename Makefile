@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: run test chaos model fuzz bench notebook lint clean
+.PHONY: run test chaos model fuzz bench overload notebook lint clean
 .DELETE_ON_ERROR:
 
 run: .venv/installed  ## the whole pipeline on this machine, with a simulated fleet; Ctrl-C stops it
@@ -23,6 +23,9 @@ fuzz: .venv/installed-test  ## strangers at every door; ARGS="--minutes 10 --see
 
 bench: .venv/installed-test  ## cost and delays beside the limit of the machine, about 15 minutes; ARGS="w1 --repeats 3"
 	@$(BIN)/python -m benchmarks $(ARGS)
+
+overload: .venv/installed-test  ## five times what the worker takes, most of it by one device; ARGS="--seconds 60"
+	@$(BIN)/python -m benchmarks.overload $(ARGS)
 
 notebook: .venv/installed-notebook  ## the notebooks, in a browser
 	$(BIN)/jupyter lab notebooks

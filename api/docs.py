@@ -94,7 +94,14 @@ def events_operation() -> dict[str, Any]:
                 "required": False,
                 "schema": {"type": "string", "minLength": 1, "maxLength": 256},
                 "description": "the same key again within its time adds nothing and gives the first answer, with Idempotent-Replay: true",
-            }
+            },
+            {
+                "name": "Prefer",
+                "in": "header",
+                "required": False,
+                "schema": {"type": "string"},
+                "description": "handling=lenient: under overload take a part, and say which events are to be sent again (not_admitted)",
+            },
         ],
         "requestBody": {
             "required": True,
@@ -132,7 +139,7 @@ def events_operation() -> dict[str, Any]:
                 "No event in the body; an Arrow column missing or of a wrong type; a key that was used for another body; "
                 "a body that cannot be processed"
             ),
-            "429": refusal("More events than the token's rate allows: come again", retry=True),
+            "429": refusal("More than can be taken in now, or than the token's rate allows: come again", retry=True),
             "431": refusal("The head of the request is too large"),
             "503": refusal("Cannot be stored now: come again", retry=True),
         },
