@@ -103,7 +103,8 @@ REDIS_MEMORY_MAX = Gauge("pipeline_redis_memory_max_bytes", "Memory that Redis m
 # What a stranger writes into a stream may say anything: a reason that is none of these is `other`.
 REASONS = frozenset(
     {
-        "bad_json", "bad_kind", "bad_tags", "bad_timestamp", "bad_utf8", "control_character", "future", "missing", "not_a_number", "not_permitted",
+        "bad_json", "bad_kind", "bad_tags", "bad_timestamp", "bad_utf8", "control_character", "future", "missing", "not_a_number",
+        "not_permitted",
         "not_a_string", "not_an_object", "not_finite", "out_of_range", "too_late", "too_long", "too_many", "too_old",
         "undecodable_entry", "unprocessable_entry",
     }
