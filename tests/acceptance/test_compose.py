@@ -30,7 +30,7 @@ from tests.harness import eventually, free_port
 ROOT = Path(__file__).parents[2]
 SETUP = "data-permissions"
 BOOTSTRAP = "simulator-token"
-ONCE = (SETUP, BOOTSTRAP)
+ONCE = (SETUP, BOOTSTRAP, "prometheus-token")
 VARIABLE = re.compile(r"\$\{(\w+):-([^}]*)\}")
 
 
@@ -104,15 +104,21 @@ def test_no_service_has_more_rights_than_it_needs(services):
         assert all(port.startswith("127.0.0.1:") for port in service.get("ports", []))
 
 
-def test_the_api_asks_for_tokens_and_the_simulator_alone_is_given_one(services, monkeypatch):
+def holders(services, volume: str) -> dict[str, list[str]]:
+    found = {name: [each for each in service.get("volumes", ()) if each.split(":")[0] == volume] for name, service in services.items()}
+    return {name: mounts for name, mounts in found.items() if mounts}
+
+
+def test_the_api_asks_for_tokens_and_each_client_alone_is_given_its_own(services, monkeypatch):
     """Made at random when it starts: no secret is in the file, in a command line or in an environment."""
     for name, value in services["api"]["environment"].items():
         monkeypatch.setenv(name, str(value))
     assert load().auth_required
     assert re.search(r"tp_[0-9a-f]|PIPELINE_TOKEN|PIPELINE_AUTH", (ROOT / "docker-compose.yml").read_text()) is None
-    holders = {name: [volume for volume in service["volumes"] if "simulator-token" in volume] for name, service in services.items()}
-    mount = "simulator-token:/run/token"
-    assert {name: found for name, found in holders.items() if found} == {SETUP: [mount], BOOTSTRAP: [mount], "simulator": [f"{mount}:ro"]}
+    for client in ("simulator", "prometheus"):
+        mount = f"{client}-token:/run/token"
+        made = {SETUP: [f"{client}-token:/run/{client}-token"], f"{client}-token": [mount], client: [f"{mount}:ro"]}
+        assert holders(services, f"{client}-token") == made
     made, used = _parser().parse_args(services[BOOTSTRAP]["command"]), _parser().parse_args(shlex.split(services["simulator"]["command"]))
     assert made.keep and made.scope == ["ingest"] and made.file == used.token_file
     assert services["simulator"]["depends_on"][BOOTSTRAP] == {"condition": "service_completed_successfully"}
@@ -120,7 +126,7 @@ def test_the_api_asks_for_tokens_and_the_simulator_alone_is_given_one(services, 
 
 def test_only_our_roles_reach_redis(services):
     """It has no password; the simulator and the notebook do not share a network with it."""
-    assert {name for name, service in services.items() if "inside" not in service["networks"]} == {"simulator", "notebook"}
+    assert {name for name, service in services.items() if "inside" not in service["networks"]} == {"simulator", "notebook", "grafana"}
     assert {name for name, service in services.items() if "door" in service["networks"]} == {"api", "simulator"}
     assert services["notebook"]["networks"] == ["notebook"] and "ports" not in services["redis"]
 

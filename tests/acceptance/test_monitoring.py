@@ -74,7 +74,7 @@ def test_panels_have_a_place_of_their_own():
 
 def test_the_rules_are_valid():
     assert f"{len(RULES)} rules found" in promtool("check", "rules", "rules.yml")
-    promtool("check", "config", "prometheus.yml")
+    promtool("check", "config", "--syntax-only", "prometheus.yml")  # the token that it names is made by compose
 
 
 def test_each_rule_fires_when_it_should():
