@@ -63,7 +63,8 @@ class Gate:
         self._buckets: dict[str, tuple[float, float]] = {}  # device -> tokens, when
         self._offered: list[pl.DataFrame] = []  # since the last turn
         self._ticks: deque[tuple[float, pl.DataFrame]] = deque(maxlen=DEMAND_TICKS)  # seconds each lasted, what was offered
-        self._priority = self._waiting = dict.fromkeys(range(0), 0.0)
+        self._priority: dict[int, float] = {}  # events of priority metrics since the last turn, per partition
+        self._waiting: dict[int, float] = {}  # those that were not admitted
         self._turned = time.monotonic()
         self._task: asyncio.Task[None] | None = None
 

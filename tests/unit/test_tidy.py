@@ -12,6 +12,9 @@ from pathlib import Path
 
 import pytest
 
+from api.app import create_app
+from api.rules import rules_router
+from api.status import status_router
 from pipeline.__main__ import _parser
 from pipeline.settings import PREFIX, Settings
 
@@ -185,6 +188,16 @@ def test_every_command_is_in_the_readme_and_the_reverse():
     assert sorted(command for command in ours if f"telemetry {command}" not in text) == []
     told = set(re.findall(r"(?:^|`|\| )telemetry ([a-z]+)", text, re.MULTILINE))
     assert told - first == set()
+
+
+def test_every_endpoint_is_in_the_readme_and_the_reverse():
+    routers = [rules_router(None, None, 4), status_router(dict)]
+    paths = create_app(Settings(), None, routers).openapi()["paths"]
+    ours = {f"{method.upper()} {path}" for path, methods in paths.items() for method in methods}
+    told = set(re.findall(r"^\| `((?:GET|PUT|POST|DELETE) /\S*)` \|", readme(), re.MULTILINE))
+    assert told == ours | {"GET /docs", "GET /openapi.json"}
+    mentioned = set(re.findall(r"127\.0\.0\.1:8000(/[a-z0-9/]+)", readme()))
+    assert mentioned <= {endpoint.split()[1] for endpoint in told}
 
 
 def test_every_target_that_the_readme_names_is_in_the_makefile():
