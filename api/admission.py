@@ -186,6 +186,7 @@ class Gate:
         waiting = units.with_columns(judged["admitted"]).filter(~pl.col("admitted")).group_by("partition").agg(pl.col("rows").sum())
         for partition, count in waiting.iter_rows():
             self._waiting[partition] = self._waiting.get(partition, 0.0) + count
+            metrics.EVENTS_NOT_ADMITTED.labels(self.standing.of(partition).state).inc(count)
         return judged
 
 

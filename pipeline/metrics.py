@@ -41,7 +41,10 @@ APPEND_SECONDS = Histogram("pipeline_append_duration_seconds", "One write of a g
 APPEND_FAILURES = Counter("pipeline_append_failures", "Entries that Redis did not take", registry=INGEST)
 QUEUE_EVENTS = Gauge("pipeline_ingest_queue_events", "Events that wait in the API or are on their way to Redis", registry=INGEST)
 QUEUE_BYTES = Gauge("pipeline_ingest_queue_bytes", "Bytes of bodies that are being read or decoded", registry=INGEST)
-ADMISSION_STATE = Gauge("pipeline_admission_state", "0: all are let in, 1: a fair share of each, 2: none", registry=INGEST)
+ADMISSION_STATE = Gauge("pipeline_admission_state", "0: all are let in, 1: a fair share of each, 2: priority metrics only", registry=INGEST)
+EVENTS_NOT_ADMITTED = Counter(
+    "pipeline_events_not_admitted", "Events to be sent again, by the state of their partition", ["state"], registry=INGEST
+)
 
 # Worker
 EVENTS_APPLIED = Counter("pipeline_events_applied", "Events put through a step; those of a replay again", registry=WORKER)

@@ -41,7 +41,7 @@ ROWS: dict[str, list[Panel]] = {
         Panel("Longest lag", "s", {"lag": "max(pipeline_read_lag_seconds)"}, "stat"),
         Panel("Partitions without a holder", "short", {"partitions": "max(pipeline_partitions_unheld)"}, "stat"),
         Panel("Books: imbalance", "short", {"events": "max(pipeline_books_imbalance_events)"}, "stat", "0, or something is wrong"),
-        Panel("Admission", "short", {"state": "max(pipeline_admission_state)"}, "stat", "0 all, 1 a fair share of each, 2 none"),
+        Panel("Admission", "short", {"state": "max(pipeline_admission_state)"}, "stat", "0 all, 1 a fair share of each, 2 priority metrics only"),
     ],
     "In: the API": [
         Panel(
@@ -50,6 +50,7 @@ ROWS: dict[str, list[Panel]] = {
             {
                 "accepted": f"sum(rate(pipeline_events_accepted_total{RATE}))",
                 "rejected: {{reason}}": f"sum by (reason) (rate(pipeline_events_rejected_total{RATE}))",
+                "not admitted, {{state}}": f"sum by (state) (rate(pipeline_events_not_admitted_total{RATE}))",
             },
         ),
         Panel("Requests", "reqps", {"{{status}}": f"sum by (status) (rate(pipeline_http_requests_total{RATE}))"}),
