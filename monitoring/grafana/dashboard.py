@@ -41,7 +41,7 @@ ROWS: dict[str, list[Panel]] = {
         Panel("Longest lag", "s", {"lag": "max(pipeline_read_lag_seconds)"}, "stat"),
         Panel("Partitions without a holder", "short", {"partitions": "max(pipeline_partitions_unheld)"}, "stat"),
         Panel("Books: imbalance", "short", {"events": "max(pipeline_books_imbalance_events)"}, "stat", "0, or something is wrong"),
-        Panel("Admission", "short", {"state": "max(pipeline_admission_state)"}, "stat", "0 all, 1 a fair share of each, 2 priority metrics only"),
+        Panel("Admission", "short", {"state": "max(pipeline_admission_state)"}, "stat", "0 open, 1 fair, 2 closed"),
     ],
     "In: the API": [
         Panel(

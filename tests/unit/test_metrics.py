@@ -13,7 +13,7 @@ from pipeline.core.validate import RULES
 
 ROOT = Path(__file__).parents[2]
 OURS = (metrics.INGEST, metrics.WORKER, metrics.NOTIFIER, metrics.MAINTENANCE, metrics.LEADER)
-LABELS = {"status", "reason", "partition", "table", "phase", "severity", "sink", "task"}
+LABELS = {"state", "status", "reason", "partition", "table", "phase", "severity", "sink", "task"}
 
 
 def declared(*registries: CollectorRegistry) -> dict[str, tuple[str, tuple[str, ...]]]:
