@@ -31,7 +31,7 @@ from pipeline.errors import Fenced, Invalid, PipelineError, Unavailable
 from pipeline.isolation import step_safely
 from pipeline.settings import Settings, backoff_seconds, semantics_of
 from pipeline.stores.alertlog import NAMED, AlertLog
-from pipeline.stores.connection import check_server, connect
+from pipeline.stores.connection import check_server, connect, copies_of
 from pipeline.stores.entries import portions, to_batch
 from pipeline.stores.lake import Lake
 from pipeline.stores.leases import Leases
@@ -61,7 +61,7 @@ def connected(settings: Settings, owner: str) -> Stores:
     client = connect(settings.redis_url, settings.redis_timeout_seconds)
     lakes = [Lake(settings.lake, settings.commit_retries_max) for _ in range(2)]
     leases = Leases(client, owner, settings.lease_ms)
-    return Stores(Streams(client), leases, AlertLog(client), Rulebook(client), *lakes, partial(check_server, client))
+    return Stores(Streams(client, copies_of(settings)), leases, AlertLog(client), Rulebook(client), *lakes, partial(check_server, client))
 
 
 class Worker:
