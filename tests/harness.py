@@ -142,11 +142,11 @@ class Stack:
 
         eventually(ready, seconds, "the API is ready")
 
-    def start(self, workers: int = 1) -> None:
+    def start(self, workers: int = 1, seconds: float = 30) -> None:
         for _ in range(workers):
             self.start_worker()
         self.start_api()
-        self.wait_ready()
+        self.wait_ready(seconds)
 
     def telemetry(self, *arguments: str, timeout: float = 120) -> subprocess.CompletedProcess:
         """Run a `telemetry` command to its end."""

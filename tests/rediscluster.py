@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 from pathlib import Path
+from urllib.parse import quote
 
 import redis
 
@@ -42,7 +43,8 @@ class ServerCluster:
     @property
     def url(self) -> str:
         hosts = ",".join(f"127.0.0.1:{port}" for port in self.ports[:PRIMARIES])
-        return f"redis+cluster://{f':{self._password}@' if self._password else ''}{hosts}"
+        secret = f":{quote(self._password, safe='')}@" if self._password else ""
+        return f"redis+cluster://{secret}{hosts}"
 
     def node(self, port: int) -> redis.Redis:
         return redis.Redis(port=port, password=self._password or None, socket_timeout=5, decode_responses=True)

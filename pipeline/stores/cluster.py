@@ -158,8 +158,8 @@ class Cluster(CoreCommands):
             return self._client().execute_command(*args, **options)
 
     def get_encoder(self) -> Any:
-        with _told_as_redis_does():
-            return self._client().get_encoder()
+        """How redis-py's scripts turn their text into bytes; asked for where they are made, so before there is a connection."""
+        return redis.Redis().get_encoder()
 
     def pipeline(self, transaction: bool = False) -> Pipeline:
         return Pipeline(self._run)

@@ -5,9 +5,14 @@ from __future__ import annotations
 import pytest
 from redis.exceptions import AskError, ConnectionError, MovedError, NoScriptError, TimeoutError
 
-from pipeline.errors import Invalid
+from pipeline.errors import Invalid, Unavailable
+from pipeline.stores.alertlog import AlertLog
 from pipeline.stores.cluster import Cluster, _Batch, key_of, parsed
 from pipeline.stores.connection import Copies, connect, connect_async
+from pipeline.stores.leases import Leases
+from pipeline.stores.rulebook import Rulebook
+from pipeline.stores.streams import Streams
+from pipeline.stores.tokenbook import Tokenbook
 
 
 def test_a_url_names_nodes_password_and_tls():
@@ -26,9 +31,11 @@ def test_a_bad_url_is_one_line_without_the_password(url):
 
 def test_a_client_is_made_without_a_cluster():
     """It connects at the first command, so that a process may start before it."""
-    assert isinstance(connect("redis+cluster://127.0.0.1:1", 1), Cluster)
-    with pytest.raises(ConnectionError):
-        connect("redis+cluster://127.0.0.1:1", 1).get("key")
+    client = connect("redis+cluster://127.0.0.1:1", 1)
+    assert isinstance(client, Cluster)
+    stores = (Streams(client), Leases(client, "me", 1000), AlertLog(client), Rulebook(client), Tokenbook(client))
+    with pytest.raises(Unavailable):
+        stores[0].agree(16)
 
 
 @pytest.mark.parametrize(
