@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import random
-import signal
 import socket
 import subprocess
 from pathlib import Path
@@ -63,8 +62,6 @@ class ServerCluster:
 
     def __exit__(self, *_: object) -> None:
         for process in self._processes.values():
-            with contextlib.suppress(ProcessLookupError):
-                process.send_signal(signal.SIGCONT)
             process.kill()
             process.wait()
 
@@ -113,13 +110,13 @@ class ServerCluster:
         knows_all = all(f"cluster_known_nodes:{len(self.ports)}" in state and "cluster_state:ok" in state for state in states)
         return knows_all and links.count("up") == PRIMARIES
 
-    def primary_of(self, key: str) -> int:
-        """The port of the primary that holds a key, as the nodes that live have it."""
-        alive = next(port for port, process in self._processes.items() if process.poll() is None)
-        slot = self.node(alive).execute_command("CLUSTER", "KEYSLOT", key)
-        for first, last, primary, *_ in self.node(alive).execute_command("CLUSTER", "SLOTS"):
+    def nodes_of(self, key: str) -> list[int]:
+        """The ports of the primary that holds a key, and of its replicas, as a node that lives has it."""
+        alive = self.node(next(port for port, process in self._processes.items() if process.poll() is None))
+        slot = alive.execute_command("CLUSTER", "KEYSLOT", key)
+        for first, last, *nodes in alive.execute_command("CLUSTER", "SLOTS"):
             if first <= slot <= last:
-                return int(primary[1])
+                return [int(node[1]) for node in nodes]
         raise AssertionError(f"nobody has slot {slot}")
 
     def kill(self, port: int) -> None:
@@ -127,10 +124,18 @@ class ServerCluster:
         self._processes[port].kill()
         self._processes[port].wait()
 
-    def pause(self, port: int) -> None:
-        self._processes[port].send_signal(signal.SIGSTOP)
+    def detach(self, replica: int) -> None:
+        """A replica loses its primary for the moment: what is written from now on, it does not get. (A process that only stands
+        still gets all of it from the kernel later, also of a primary that was killed.) It needs a cluster with a password."""
+        node = self.node(replica)
+        node.config_set("masterauth", "wrong")
+        node.execute_command("CLIENT", "KILL", "TYPE", "master")
+        eventually(lambda: node.info("replication")["master_link_status"] == "down", 10, "the replica is alone")
 
     def restart(self, port: int) -> None:
         """A node that was killed comes back, as a replica of whoever took over."""
+        for other in self.ports:
+            if self._processes[other].poll() is None:
+                self.node(other).config_set("masterauth", self._password)
         self._start(port)
         eventually(lambda: self._answers(port), 20, "the node answers again")
