@@ -36,7 +36,7 @@ from pipeline.settings import Settings
 from pipeline.status import status
 from pipeline.stores.admission import Desk
 from pipeline.stores.alertlog import AlertLog
-from pipeline.stores.connection import connect, connect_async
+from pipeline.stores.connection import connect, connect_async, copies_of
 from pipeline.stores.rulebook import Rulebook, limits_of
 from pipeline.stores.streams import Appender
 from pipeline.stores.tokenbook import Tokenbook
@@ -173,7 +173,7 @@ def serve(settings: Settings, listener: socket.socket | None = None, appender: S
         if settings.redis_url is None:
             raise Invalid("PIPELINE_REDIS_URL is not set: which Redis takes the events?")
         client = connect_async(settings.redis_url, settings.redis_timeout_seconds)
-        appender = Appender(client, settings.partitions, settings.idempotency_seconds)
+        appender = Appender(client, settings.partitions, settings.idempotency_seconds, copies_of(settings))
         stores = connect(settings.redis_url, settings.redis_timeout_seconds)
         rulebook = Rulebook(stores)
         routers = [rules_router(rulebook, AlertLog(stores), settings.partitions), status_router(lambda: status(settings, stores))]

@@ -94,6 +94,7 @@ class Settings(BaseSettings):
     embedded_memory_max_mb: Positive = 1024  # of the server that `telemetry up` starts when no URL is set
     embedded_fsync: Literal["always", "everysec"] = "everysec"
     redis_timeout_seconds: Seconds = 5
+    redis_replicas_min: Annotated[int, Field(ge=0, le=5)] = 0  # that have an event before it is answered, and before it is counted
     backoff_max_seconds: Seconds = 5
 
     # Maintenance and the lake

@@ -32,7 +32,8 @@ from rich.text import Text
 
 from pipeline import settings
 from pipeline.errors import Invalid, PipelineError
-from pipeline.stores.catalog import MACROS, VIEWS, install_extension, open_catalog
+from pipeline.stores.catalog import MACROS, VIEWS, open_catalog
+from pipeline.stores.extensions import install_extensions
 
 BATCH_ROWS = 10_000
 TERMINAL_ROWS = 40  # shown on a terminal unless told; in a pipe, all
@@ -85,7 +86,7 @@ def add_sql(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
     form.add_argument("--csv", action="store_true", help="with a header")
     form.add_argument("--parquet", type=Path, metavar="FILE", help="write the answer to a file")
     parser.add_argument("--rows", type=int, default=TERMINAL_ROWS, metavar="N", help="shown on a terminal (default %(default)s)")
-    parser.add_argument("--install", action="store_true", help="let every DuckDB client of this user find the delta extension, and end")
+    parser.add_argument("--install", action="store_true", help="let every DuckDB client of this user find the extensions, and end")
     add_place(parser)
     parser.set_defaults(func=run_sql)
 
@@ -106,8 +107,8 @@ def connect(args: argparse.Namespace) -> duckdb.DuckDBPyConnection:
 
 def run_sql(args: argparse.Namespace) -> int:
     if args.install:
-        install_extension()
-        print(f"DuckDB {duckdb.__version__} finds the delta extension by itself now", file=sys.stderr)
+        install_extensions()
+        print(f"DuckDB {duckdb.__version__} finds the extensions delta and httpfs by itself now", file=sys.stderr)
         return 0
     with connect(args) as connection:
         if args.query is None and sys.stdin.isatty():

@@ -8,7 +8,7 @@ from functools import partial
 
 from pipeline.settings import Settings
 from pipeline.stores.alertlog import AlertLog
-from pipeline.stores.connection import check_server, connect
+from pipeline.stores.connection import check_server, connect, copies_of
 from pipeline.stores.lake import Lake
 from pipeline.stores.leases import Leases
 from pipeline.stores.reports import Reports
@@ -35,4 +35,5 @@ def connected(settings: Settings, owner: str) -> Stores:
     client = connect(settings.redis_url, settings.redis_timeout_seconds)
     lakes = [Lake(settings.lake, settings.commit_retries_max) for _ in range(2)]
     leases = Leases(client, owner, settings.lease_ms)
-    return Stores(Streams(client), leases, AlertLog(client), Rulebook(client), *lakes, Reports(client), partial(check_server, client))
+    streams = Streams(client, copies_of(settings))
+    return Stores(streams, leases, AlertLog(client), Rulebook(client), *lakes, Reports(client), partial(check_server, client))

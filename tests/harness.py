@@ -47,12 +47,13 @@ def eventually(holds: Callable[[], bool], seconds: float, what: str) -> None:
 
 
 class Stack:
-    """One pipeline under `folder`. Use as a context manager."""
+    """One pipeline under `folder`. Use as a context manager. `redis_url`: of a Redis that others run; else it starts one."""
 
-    def __init__(self, folder: Path, fsync: str = "always", **settings: str) -> None:
+    def __init__(self, folder: Path, fsync: str = "always", redis_url: str | None = None, **settings: str) -> None:
         self.folder = folder
         self.port = free_port()
         self.redis_port = free_port()
+        self._runs_redis = redis_url is None
         self.fsync = fsync
         self.redis: subprocess.Popen | None = None
         self.redis_environment: dict[str, str] | None = None  # none: ours
@@ -63,7 +64,7 @@ class Stack:
             **{k: v for k, v in os.environ.items() if not k.startswith("PIPELINE_")},
             **SETTINGS,
             **settings,
-            "PIPELINE_REDIS_URL": f"redis://127.0.0.1:{self.redis_port}",
+            "PIPELINE_REDIS_URL": redis_url or f"redis://127.0.0.1:{self.redis_port}",
             "PIPELINE_DATA_DIR": str(folder / "data"),
             "PIPELINE_API_PORT": str(self.port),
         }
@@ -74,7 +75,8 @@ class Stack:
     def __enter__(self) -> Stack:
         (self.folder / "redis").mkdir(parents=True, exist_ok=True)
         (self.folder / "logs").mkdir(parents=True, exist_ok=True)
-        self.start_redis()
+        if self._runs_redis:
+            self.start_redis()
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -140,11 +142,11 @@ class Stack:
 
         eventually(ready, seconds, "the API is ready")
 
-    def start(self, workers: int = 1) -> None:
+    def start(self, workers: int = 1, seconds: float = 30) -> None:
         for _ in range(workers):
             self.start_worker()
         self.start_api()
-        self.wait_ready()
+        self.wait_ready(seconds)
 
     def telemetry(self, *arguments: str, timeout: float = 120) -> subprocess.CompletedProcess:
         """Run a `telemetry` command to its end."""
@@ -186,7 +188,7 @@ class Stack:
 
         path = self.folder / "data" / "catalog.duckdb"
         write_catalog(path)
-        with open_catalog(self.folder / "data") as connection:
+        with open_catalog(self.settings) as connection:
             return connection.execute(query).pl()
 
     def stream_length(self) -> int:

@@ -13,13 +13,13 @@ import hashlib
 import os
 import tempfile
 from collections.abc import Iterator
-from importlib.util import find_spec
 from pathlib import Path
 
 import duckdb
 
 from pipeline.errors import Invalid, Unavailable
 from pipeline.settings import Settings
+from pipeline.stores.extensions import S3, load_extensions, quoted
 from pipeline.stores.lake import Lake, first_line
 
 FILE = "catalog.duckdb"  # beside the lake, under the data folder
@@ -223,26 +223,6 @@ def _definitions() -> Iterator[str]:
 VERSION = hashlib.sha256("\n".join((duckdb.__version__, *_definitions())).encode()).hexdigest()[:16]
 
 
-def extension_path() -> str:
-    """The delta extension that was installed with this package; nothing is downloaded at run time."""
-    spec = find_spec("duckdb_extension_delta")
-    for folder in (spec.submodule_search_locations or []) if spec else []:
-        path = Path(folder) / "extensions" / f"v{duckdb.__version__}" / "delta.duckdb_extension"
-        if path.exists():
-            return str(path)
-    package = f"duckdb-extension-delta=={duckdb.__version__}"
-    raise Invalid(f"the delta extension of DuckDB {duckdb.__version__} is missing: pip install {package}")
-
-
-def install_extension() -> None:
-    """Copy the delta extension to where every DuckDB client of this user and version finds it by itself (~/.duckdb)."""
-    with duckdb.connect() as connection:
-        try:
-            connection.execute(f"FORCE INSTALL {_quoted(extension_path())}")
-        except duckdb.Error as error:
-            raise Invalid(f"the delta extension cannot be installed: {first_line(error)}") from error
-
-
 def write_catalog(path: Path) -> bool:
     """Write the catalog file, or leave it where its definitions are these already; whether it was written.
 
@@ -280,8 +260,8 @@ def _define(connection: duckdb.DuckDBPyConnection) -> None:
 
 
 def _point(connection: duckdb.DuckDBPyConnection, lake: str) -> None:
-    connection.execute(f"LOAD {_quoted(extension_path())}")
-    connection.execute(f"SET VARIABLE lake = {_quoted(lake)}")
+    load_extensions(connection, lake)
+    connection.execute(f"SET VARIABLE lake = {quoted(lake)}")
 
 
 def _connect(path: Path) -> duckdb.DuckDBPyConnection | None:
@@ -314,20 +294,21 @@ def open_catalog(
         lake = os.path.abspath(lake)
         if not any(Path(lake, "aggregates", "_delta_log").glob("*")):
             raise Unavailable(f"there is no lake under {lake} yet: start the pipeline, or choose another --data")
+    elif not Lake(lake).exists():
+        raise Unavailable(f"there is no lake under {lake} yet: start the pipeline, or set another PIPELINE_LAKE_URL")
     connection = _connect(Path(data) / FILE)
     file = connection is not None
     connection = connection or duckdb.connect()
     try:
         connection.execute(f"SET threads = {threads}; SET memory_limit = '{memory_mb}MB'; SET TimeZone = 'UTC'")
-        connection.execute(f"SET autoinstall_known_extensions = {'://' in lake}")  # of a local lake, nothing is ever downloaded
+        connection.execute(f"SET autoinstall_known_extensions = {'://' in lake and not lake.startswith(S3)}")  # what came with us does
         _point(connection, lake)
         if not file:
             _define(connection)
+    except Invalid:
+        connection.close()
+        raise
     except duckdb.Error as error:
         connection.close()
         raise Unavailable(f"the catalog of {lake} cannot be opened: {first_line(error)}") from error
     return connection
-
-
-def _quoted(text: str) -> str:
-    return "'" + text.replace("'", "''") + "'"

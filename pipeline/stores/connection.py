@@ -9,6 +9,7 @@ import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import NamedTuple
 
 import redis
 import redis.asyncio
@@ -27,6 +28,8 @@ from redis.retry import Retry
 
 from pipeline.core.schema import entry_id, split_entry_id
 from pipeline.errors import Fenced, Invalid, PipelineError, Unavailable
+from pipeline.settings import Settings
+from pipeline.stores.cluster import AsyncCluster, Cluster, is_cluster, parsed
 
 GROUP = b"pipeline"
 CONSUMER = b"holder"  # a fixed name: a partition has one holder, the next one reads the same pending list as its own
@@ -74,6 +77,38 @@ def script(name: str) -> str:
     return (_LUA / "fence.lua").read_text() + text if text.startswith("-- fenced") else text
 
 
+class Copies(NamedTuple):
+    """On how many replicas a write must be before it counts. Where a primary is lost, what only it had is lost with it."""
+
+    least: int = 0
+    timeout_ms: int = 0
+
+    def ask(self, pipe) -> None:
+        """Let the commands of a pipeline be followed by the question. They must write: Redis waits for what a connection wrote."""
+        if self.least:
+            pipe.wait(self.least, self.timeout_ms)
+
+    def judged(self, replies: list) -> list:
+        """The replies of that pipeline: an error where too few replicas have it in time; it was done all the same."""
+        if not self.least:
+            return replies
+        *replies, reached = replies
+        counts = reached if isinstance(reached, list) else [reached] * len(replies)
+        short = ConnectionError(f"fewer than PIPELINE_REDIS_REPLICAS_MIN={self.least} replicas have it within {self.timeout_ms} ms")
+        return [
+            reply if isinstance(reply, Exception) or (isinstance(count, int) and count >= self.least) else short
+            for reply, count in zip(replies, counts, strict=True)
+        ]
+
+
+NO_COPIES = Copies()
+
+
+def copies_of(settings: Settings) -> Copies:
+    """As the settings have it; half of the time that a call may take is theirs."""
+    return Copies(settings.redis_replicas_min, round(settings.redis_timeout_seconds * 500))
+
+
 class Scripts:
     """The scripts of those who work on the streams, sent by digest, and loaded anew where Redis has forgotten them.
 
@@ -91,23 +126,24 @@ class Scripts:
             raise reply
         return reply
 
-    def calls(self, name: str, calls: Sequence[tuple[Sequence[str], Sequence]]) -> list:
+    def calls(self, name: str, calls: Sequence[tuple[Sequence[str], Sequence]], copies: Copies = NO_COPIES) -> list:
         """The replies of one script for many keys and arguments, in one round trip; errors stand in their places."""
         if name not in self._digests:
             self._load(name)
-        replies = self._send(name, calls)
+        replies = self._send(name, calls, copies)
         forgotten = [i for i, reply in enumerate(replies) if isinstance(reply, NoScriptError)]  # nothing of these ran
         if forgotten:
             self._load(name)
-            for i, reply in zip(forgotten, self._send(name, [calls[i] for i in forgotten]), strict=True):
+            for i, reply in zip(forgotten, self._send(name, [calls[i] for i in forgotten], copies), strict=True):
                 replies[i] = reply
         return replies
 
-    def _send(self, name: str, calls: Sequence[tuple[Sequence[str], Sequence]]) -> list:
+    def _send(self, name: str, calls: Sequence[tuple[Sequence[str], Sequence]], copies: Copies) -> list:
         pipe = self._redis.pipeline(transaction=False)
         for keys, arguments in calls:
             pipe.evalsha(self._digests[name], len(keys), *keys, *arguments)
-        return pipe.execute(raise_on_error=False)
+        copies.ask(pipe)
+        return copies.judged(pipe.execute(raise_on_error=False))
 
     def _load(self, name: str) -> None:
         flags = "#!lua flags=allow-oom\n" if server_version(self._redis) >= (7, 0) else ""
@@ -119,29 +155,35 @@ def server_version(client: redis.Redis) -> tuple[int, ...]:
     return tuple(int(part) for part in str(client.info("server").get("redis_version", "0")).split(".")[:2])
 
 
-def connect(url: str, timeout_seconds: float) -> redis.Redis:
+def connect(url: str, timeout_seconds: float) -> redis.Redis | Cluster:
     """A client whose every wait is bounded. It never retries by itself: the caller knows what may be sent twice."""
-    retry = Retry(NoBackoff(), 0)
+    waits = {"socket_timeout": timeout_seconds, "socket_connect_timeout": timeout_seconds}
     try:
-        return redis.Redis.from_url(url, socket_timeout=timeout_seconds, socket_connect_timeout=timeout_seconds, retry=retry)
+        if is_cluster(url):
+            addresses, options = parsed(url)
+            return Cluster(addresses, {**waits, **options})
+        return redis.Redis.from_url(url, retry=Retry(NoBackoff(), 0), **waits)
     except ValueError:
         raise _bad_url(url) from None
 
 
-def connect_async(url: str, timeout_seconds: float) -> redis.asyncio.Redis:
+def connect_async(url: str, timeout_seconds: float) -> redis.asyncio.Redis | AsyncCluster:
     """The same for asyncio."""
-    retry = redis.asyncio.retry.Retry(NoBackoff(), 0)
+    waits = {"socket_timeout": timeout_seconds, "socket_connect_timeout": timeout_seconds}
     try:
-        return redis.asyncio.Redis.from_url(url, socket_timeout=timeout_seconds, socket_connect_timeout=timeout_seconds, retry=retry)
-    except ValueError:
+        if is_cluster(url):
+            addresses, options = parsed(url)
+            return AsyncCluster(addresses, {**waits, **options})
+        return redis.asyncio.Redis.from_url(url, retry=redis.asyncio.retry.Retry(NoBackoff(), 0), **waits)
+    except (ValueError, TypeError):  # the latter: an option that there is not
         raise _bad_url(url) from None
 
 
 def _bad_url(url: str) -> Invalid:
     """Without the library's own words, which may quote a part of the password."""
     shown = url if "://" in url else re.sub(".*@", "***@", url)
-    forms = "redis://USER:PASSWORD@HOST:6379/0, rediss://... for TLS, or unix:///PATH; a slash in a password is %2F"
-    return Invalid(f"PIPELINE_REDIS_URL={redact(shown)}: must be like {forms}")
+    forms = "redis://USER:PASSWORD@HOST:6379/0, redis+cluster://HOST:7000,HOST:7001, rediss... for TLS, or unix:///PATH"
+    return Invalid(f"PIPELINE_REDIS_URL={redact(shown)}: must be like {forms}; a slash in a password is %2F")
 
 
 def translate(error: RedisError, partition: int | str | None = None) -> PipelineError:
@@ -187,8 +229,18 @@ def format_id(entry: int) -> str:
     return "{}-{}".format(*split_entry_id(max(entry, 0)))
 
 
-def check_server(client: redis.Redis) -> list[str]:
-    """Warnings about this Redis. Invalid: it may evict, or is too old. Unavailable: it does not answer."""
+def check_server(client: redis.Redis | Cluster) -> list[str]:
+    """Warnings about this Redis, or each primary of a cluster. Invalid: it may evict, or is too old. Unavailable: it does not answer."""
+    return sorted({warning for server in servers(client) for warning in _check_one(server)})
+
+
+def servers(client: redis.Redis | Cluster) -> list[redis.Redis]:
+    """A client of each server that takes writes: the one, or the primaries of a cluster."""
+    with translated():
+        return client.nodes() if isinstance(client, Cluster) else [client]
+
+
+def _check_one(client: redis.Redis) -> list[str]:
     with translated():
         version = server_version(client)
         if version < (6, 2):

@@ -14,7 +14,8 @@ from redis.exceptions import NoScriptError, RedisError
 
 from pipeline.errors import Fenced, Invalid, PipelineError, Unavailable
 from pipeline.stores import connection as keys
-from pipeline.stores.connection import CONSUMER, GROUP, Scripts, format_id, parse_id, script, translate, translated
+from pipeline.stores.cluster import AsyncCluster, Cluster
+from pipeline.stores.connection import CONSUMER, GROUP, NO_COPIES, Copies, Scripts, format_id, parse_id, script, translate, translated
 
 COUNT_DIGITS_MAX = 9  # of the events of one entry
 
@@ -70,9 +71,12 @@ class Settlement(NamedTuple):
 class Appender:
     """The writing end, for asyncio: what the ingest API needs of Redis."""
 
-    def __init__(self, client: redis.asyncio.Redis, partitions: int, idempotency_seconds: int) -> None:
+    def __init__(
+        self, client: redis.asyncio.Redis | AsyncCluster, partitions: int, idempotency_seconds: int, copies: Copies = NO_COPIES
+    ) -> None:
         self._redis = client
         self._partitions = partitions
+        self._copies = copies
         self._retention_ms = idempotency_seconds * 1000
         self._script = script("append")
         self._sha: str | None = None
@@ -117,7 +121,8 @@ class Appender:
                 group.events, group.event_count, group.dead_letters, group.dead_letter_count, self._retention_ms,
                 len(group.keys), *group.keys, *group.left,
             )  # fmt: skip
-        return await pipe.execute(raise_on_error=False)
+        self._copies.ask(pipe)
+        return self._copies.judged(await pipe.execute(raise_on_error=False))
 
     @staticmethod
     def _result(group: Group, reply: object) -> int | Repeated | Unavailable:
@@ -160,10 +165,11 @@ class Appender:
 
 
 class Streams:
-    """The holder's end. Each call names the fencing token of its lease."""
+    """The holder's end. Each call names the fencing token of its lease. `copies`: what is read counts once so many replicas have it."""
 
-    def __init__(self, client: redis.Redis) -> None:
+    def __init__(self, client: redis.Redis | Cluster, copies: Copies = NO_COPIES) -> None:
         self._redis = client
+        self._copies = copies
         self._scripts = Scripts(client)
 
     def agree(self, partitions: int) -> None:
@@ -202,9 +208,9 @@ class Streams:
             since = after.get(partition)
             position = ">" if since is None else format_id(since)
             where = [keys.lease_key(partition), keys.stream_key(partition), keys.books_key(partition)]
-            calls.append((where, [token, GROUP, CONSUMER, count, position]))
+            calls.append((where, [token, GROUP, CONSUMER, count, position, int(bool(self._copies.least))]))
         try:
-            replies = self._scripts.calls("read", calls)
+            replies = self._scripts.calls("read", calls, self._copies)
         except (RedisError, OSError) as error:
             return dict.fromkeys(leases, Unavailable(f"Redis: {keys.redact(str(error))}"))
         return {partition: _entries(partition, reply) for partition, reply in zip(leases, replies, strict=True)}

@@ -23,7 +23,7 @@ import yaml
 
 from pipeline.__main__ import _parser
 from pipeline.settings import PREFIX, Settings, load
-from pipeline.stores.catalog import extension_path
+from pipeline.stores.extensions import extension_path
 from pipeline.worker import semantics_of
 from tests.harness import eventually, free_port
 

@@ -1,7 +1,4 @@
-"""An S3 server (moto's, a process) behind a TCP proxy that bends what passes: errors, delays, replies that get lost.
-
-moto checks `If-None-Match` and writes in two steps; the proxy lets one conditional PUT through at a time, as S3 itself would.
-"""
+"""An S3 server (moto's, a process); and behind a TCP proxy that bends what passes: errors, delays, replies that get lost."""
 
 from __future__ import annotations
 
@@ -36,50 +33,44 @@ class _Proxy(ThreadingHTTPServer):
             super().handle_error(request, client_address)
 
 
-class ObjectStore:
-    """Use as a context manager. `bend` and `straighten` are the faults; `bent` counts what met one."""
+class Bucket:
+    """A bucket on a server of its own. Use as a context manager."""
 
-    def __init__(self, logs: Path, seed: str) -> None:
+    def __init__(self, logs: Path) -> None:
         self._logs = logs
-        self._upstream = free_port()
-        self._rng = random.Random(f"{seed}/s3")
-        self._bend: str | None = None
-        self._delay_seconds = 0.0
-        self._conditional = threading.Lock()
-        self.bent: Counter = Counter()
-        self.server: ThreadingHTTPServer | None = None
+        self._port = free_port()
         self._process: subprocess.Popen | None = None
 
-    def __enter__(self) -> ObjectStore:
+    def __enter__(self) -> Bucket:
         with (self._logs / "moto.log").open("ab") as log:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "tests.chaos.moto", str(self._upstream)],
+                [sys.executable, "-m", "tests.chaos.moto", str(self._port)],
                 stdout=log, stderr=log, stdin=subprocess.DEVNULL, cwd=Path(__file__).parents[2],
             )  # fmt: skip
-        eventually(self._bucket_made, 30, "the S3 server answers")
-        self.server = _Proxy(("127.0.0.1", 0), self._handler())
-        threading.Thread(target=self.server.serve_forever, daemon=True, name="s3-proxy").start()
+        eventually(self._bucket_made, 60, "the S3 server answers")
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.server.shutdown()
-        self.server.server_close()
         self._process.kill()
         self._process.wait()
 
     def _bucket_made(self) -> bool:
         with contextlib.suppress(httpx.HTTPError):
-            return httpx.put(f"http://127.0.0.1:{self._upstream}/{BUCKET}", timeout=2).status_code == 200
+            return httpx.put(f"http://127.0.0.1:{self._port}/{BUCKET}", timeout=2).status_code == 200
         return False
 
     @property
     def location(self) -> str:
         return f"s3://{BUCKET}/telemetry"
 
+    @property
+    def endpoint(self) -> str:
+        return f"http://127.0.0.1:{self._port}"
+
     def environment(self) -> dict[str, str]:
-        """How Delta and Polars find it."""
+        """How Delta, Polars and DuckDB find it."""
         return {
-            "AWS_ENDPOINT_URL": f"http://127.0.0.1:{self.server.server_address[1]}",
+            "AWS_ENDPOINT_URL": self.endpoint,
             "AWS_ALLOW_HTTP": "true",
             "AWS_REGION": "us-east-1",
             "AWS_ACCESS_KEY_ID": "chaos",
@@ -87,6 +78,36 @@ class ObjectStore:
             "AWS_CONDITIONAL_PUT": "etag",
             "AWS_EC2_METADATA_DISABLED": "true",
         }
+
+
+class ObjectStore(Bucket):
+    """It behind the proxy. `bend` and `straighten` are the faults; `bent` counts what met one.
+
+    The proxy is in this process: what asks for the bucket here must let other threads run, as `is_deltatable` does not.
+    """
+
+    def __init__(self, logs: Path, seed: str) -> None:
+        super().__init__(logs)
+        self._rng = random.Random(f"{seed}/s3")
+        self._bend: str | None = None
+        self._delay_seconds = 0.0
+        self.bent: Counter = Counter()
+        self.server: ThreadingHTTPServer | None = None
+
+    def __enter__(self) -> ObjectStore:
+        super().__enter__()
+        self.server = _Proxy(("127.0.0.1", 0), self._handler())
+        threading.Thread(target=self.server.serve_forever, daemon=True, name="s3-proxy").start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.server.shutdown()
+        self.server.server_close()
+        super().__exit__()
+
+    @property
+    def endpoint(self) -> str:
+        return f"http://127.0.0.1:{self.server.server_address[1]}"
 
     def bend(self, how: str, delay_seconds: float = 0.0) -> None:
         self._delay_seconds, self._bend = delay_seconds, how
@@ -121,13 +142,11 @@ class ObjectStore:
                     return
                 if fate == SLOW:
                     time.sleep(store._delay_seconds)
-                conditional = store._conditional if "If-None-Match" in self.headers else contextlib.nullcontext()
-                with conditional:
-                    upstream = http.client.HTTPConnection("127.0.0.1", store._upstream, timeout=30)
-                    upstream.request(self.command, self.path, body, dict(self.headers))
-                    reply = upstream.getresponse()
-                    content = reply.read()
-                    upstream.close()
+                upstream = http.client.HTTPConnection("127.0.0.1", store._port, timeout=30)
+                upstream.request(self.command, self.path, body, dict(self.headers))
+                reply = upstream.getresponse()
+                content = reply.read()
+                upstream.close()
                 if fate == CUT:  # it is done, and nobody is told
                     self.close_connection = True
                     with contextlib.suppress(OSError):

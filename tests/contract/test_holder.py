@@ -1,4 +1,4 @@
-"""What a holder may count on, of streams, leases and alerts: the real server and its twin under the same suite."""
+"""What a holder may count on, of streams, leases and alerts: a real server, a cluster and their twin under the same suite."""
 
 from __future__ import annotations
 
@@ -9,16 +9,18 @@ from pipeline.core.schema import entry_id
 from pipeline.errors import Fenced, Unavailable
 from pipeline.stores.alertlog import NAMED
 from pipeline.stores.streams import Settlement
+from tests.contract.conftest import emptied
 from tests.contract.worlds import MemoryWorld, RedisWorld
 
 NONE = NAMED.to_frame()
 
 
-@pytest.fixture(params=["redis", "memory"])
+@pytest.fixture(params=["one", "cluster", "memory"])
 def world(request):
     if request.param == "memory":
         return MemoryWorld()
-    return RedisWorld(request.getfixturevalue("stack"), request.getfixturevalue("client"))
+    stack = request.getfixturevalue(request.param)
+    return RedisWorld(stack, emptied(stack))
 
 
 @pytest.fixture

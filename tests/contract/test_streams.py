@@ -53,16 +53,21 @@ def test_an_api_of_other_partitions_takes_nothing(stack, client):
         Streams(client).agree(2)
 
 
+def bounded(client, memory_max_bytes):
+    for server in keys.servers(client):
+        server.config_set("maxmemory", memory_max_bytes)
+
+
 @pytest.mark.parametrize("body_keys", [(), (b"k" * 16,)])
 def test_a_full_redis_takes_no_events(stack, client, body_keys):
     """With an Idempotency-Key as little as without: nothing of them is stored, and the same may be sent again."""
     held(client)
     append(stack, group())
-    client.config_set("maxmemory", 1_000_000)
+    bounded(client, 1_000_000)
     try:
         (reply,) = append(stack, group(0, *body_keys))
     finally:
-        client.config_set("maxmemory", 0)
+        bounded(client, 0)
     assert isinstance(reply, Unavailable) and client.xlen(keys.stream_key(0)) == 1
     (entry,) = append(stack, group(0, *body_keys))
     assert isinstance(entry, int)

@@ -9,7 +9,7 @@ import pytest
 from pipeline.core.tokens import Token, matches, parts_of
 from pipeline.errors import Invalid, Unavailable
 from pipeline.stores import tokenbook
-from pipeline.stores.connection import connect
+from pipeline.stores.connection import connect, servers
 from pipeline.stores.tokenbook import KEY, Tokenbook
 from tests.harness import free_port
 
@@ -83,11 +83,13 @@ def test_their_number_has_a_bound_and_the_dead_make_room(book, monkeypatch):
 
 def test_every_change_is_one_command_on_one_key(book, client):
     """So that it is whole or not there, on a Redis Cluster as well."""
-    client.config_resetstat()
+    for server in servers(client):
+        server.config_resetstat()
     token, _ = book.create(DRAFT)
     book.revoke(token.id)
     book.load(book.load())
-    counts = {name.removeprefix("cmdstat_"): told["calls"] for name, told in client.info("commandstats").items()}
+    stats = [server.info("commandstats") for server in servers(client)]
+    counts = {name.removeprefix("cmdstat_"): told["calls"] for each in stats for name, told in each.items()}
     used = {name: calls for name, calls in counts.items() if re.match("h|del|set|eval|multi|exec", name) and name != "hello"}
     assert used == {"hlen": 1, "hset": 2, "hget": 2, "hgetall": 1}
 

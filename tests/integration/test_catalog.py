@@ -22,7 +22,8 @@ from pipeline.core.schema import DEAD_ROWS, entry_id
 from pipeline.core.semantics import Semantics
 from pipeline.errors import Unavailable
 from pipeline.stores import catalog
-from pipeline.stores.catalog import MACROS, VIEWS, extension_path, open_catalog, write_catalog
+from pipeline.stores.catalog import MACROS, VIEWS, open_catalog, write_catalog
+from pipeline.stores.extensions import extension_path
 from pipeline.stores.lake import SIDE_TABLES, Lake
 
 S = 1_000_000
@@ -252,8 +253,8 @@ def test_once_installed_every_client_finds_the_extension(data, tmp_path):
     write_catalog(data / "catalog.duckdb")
     program = f"""
 import duckdb
-from pipeline.stores.catalog import install_extension
-install_extension()
+from pipeline.stores.extensions import install_extensions
+install_extensions()
 client = duckdb.connect({str(data / "catalog.duckdb")!r}, read_only=True, config={{"autoinstall_known_extensions": False}})
 client.execute("SET VARIABLE lake = '{data}/lake'")
 print(client.execute("SELECT count(*) FROM devices").fetchall())

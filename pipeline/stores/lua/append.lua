@@ -8,6 +8,10 @@ end
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 local repeated, keys = {}, tonumber(ARGV[6])
+local function keep() -- a write in either case: who waits for replicas waits until they have what was written last
+  redis.call('PEXPIRE', KEYS[3], ARGV[5])
+  redis.call('PEXPIRE', KEYS[4], ARGV[5])
+end
 for i = 7, 6 + keys do
   local seen = redis.call('ZSCORE', KEYS[3], ARGV[i])
   if seen and now - tonumber(seen) <= tonumber(ARGV[5]) then
@@ -16,6 +20,7 @@ for i = 7, 6 + keys do
   end
 end
 if #repeated > 0 then
+  keep()
   return repeated
 end
 -- The first write must be one that adds: a full Redis refuses only that, and lets what follows a write pass.
@@ -33,6 +38,7 @@ if keys > 0 then
     end
   end
   redis.call('ZREMRANGEBYSCORE', KEYS[3], '-inf', now - ARGV[5])
+  keep()
 end
 redis.call('HINCRBY', KEYS[2], 'accepted', ARGV[2] + ARGV[4])
 return redis.call('XADD', KEYS[1], '*', 'e', ARGV[1], 'n', ARGV[2], 'x', ARGV[3], 'm', ARGV[4])

@@ -1,5 +1,6 @@
 -- fenced
--- KEYS: lease, stream, books. ARGV: token, group, consumer, count, id ('>' for new entries, else own history after it).
+-- KEYS: lease, stream, books. ARGV: token, group, consumer, count, id ('>' for new entries, else own history after it), '1' where
+-- replicas are waited for: that is until they have what this connection wrote last, so that reading history has to write, too.
 local reply = redis.call('XREADGROUP', 'GROUP', ARGV[2], ARGV[3], 'COUNT', ARGV[4], 'STREAMS', KEYS[2], ARGV[5])
 if ARGV[5] == '>' then
   local entries = reply and reply[1][2] or {}
@@ -17,5 +18,7 @@ if ARGV[5] == '>' then
     end
     redis.call('HINCRBY', KEYS[3], 'read', string.format('%.0f', events))
   end
+elseif ARGV[6] == '1' then
+  redis.call('HINCRBY', KEYS[3], 'reread', 1)
 end
 return reply
