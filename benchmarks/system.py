@@ -13,7 +13,7 @@ import psutil
 from benchmarks.workload import RULES, Workload
 from pipeline.stores.connection import stream_key
 from pipeline.stores.rulebook import DEFAULT
-from tests.harness import Stack, eventually, peak_mb
+from tests.harness import NEVER_WAIT, Stack, eventually, peak_mb
 
 DEFAULTS = {"PIPELINE_WINDOW_SECONDS": "60", "PIPELINE_DISORDER_SECONDS": "20", "PIPELINE_IDLE_AFTER_SECONDS": "60"}
 DRAINED_SECONDS_MAX = 300
@@ -28,7 +28,7 @@ class System(Stack):
 
     def start(self, workers: int = 2) -> None:
         super().start(workers)
-        document = DEFAULT.read_text().rstrip() + "\n" + RULES + "\n"
+        document = DEFAULT.read_text().rstrip() + "\n" + RULES + "\n" + NEVER_WAIT
         httpx.put(f"{self.url}/v1/rules", content=document, timeout=10).raise_for_status()
         fair = sorted((len(range(n, self.settings.partitions, workers)) for n in range(workers)), reverse=True)
         eventually(lambda: self.shares() == fair, 60, "fair shares")

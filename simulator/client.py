@@ -57,6 +57,7 @@ class Sender:
 
     deadline_s   how long one body is tried before it is given up, which ends the run with a UserError
     drain_s      how long bodies are still tried once `stop` is set; then the rest is counted as undelivered
+    parts        whether the server may take a part of a body: what waits then comes after what the same device sent later
     on_answered  gets the rows of each body (or part of one) that the server has taken or set aside
     """
 
@@ -72,6 +73,7 @@ class Sender:
         timeout_s: float = 30.0,
         stop: asyncio.Event | None = None,
         on_answered: Callable[[pl.DataFrame], None] = lambda rows: None,
+        parts: bool = True,
     ) -> None:
         self.counts = Counts()
         self.waiting = ""  # why lanes wait right now, for the progress line
@@ -81,6 +83,7 @@ class Sender:
         self._stop = stop or asyncio.Event()
         self._cut: asyncio.Task[None] | None = None  # done when the time to drain is over
         self._on_answered = on_answered
+        self._prefer = {"Prefer": "handling=lenient"} if parts else {}
         headers = {"Authorization": f"Bearer {token}"} if token else {}
         limits = httpx.Limits(max_connections=lanes, max_keepalive_connections=lanes)
         self._client = httpx.AsyncClient(headers=headers, limits=limits, timeout=timeout_s, verify=trusted(ca_file))
@@ -174,7 +177,7 @@ class Sender:
 
     async def _post(self, body: Body, key: str) -> tuple[httpx.Response | None, str]:
         """The answer, or None where the connection failed; and either in words."""
-        headers = {"Content-Type": CONTENT_TYPES[body.form], "Idempotency-Key": key, "Prefer": "handling=lenient"}
+        headers = {"Content-Type": CONTENT_TYPES[body.form], "Idempotency-Key": key, **self._prefer}
         try:
             answer = await self._client.post(self._url, content=body.content, headers=headers)
         except httpx.TransportError as error:

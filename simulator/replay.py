@@ -78,7 +78,8 @@ async def replay(
     await wait_for_server(options.url, options.wait_seconds, stop, lambda why: on_progress(nothing_yet(why)), options.ca_file)
     player = _Player(plan, options, now())
     sender = Sender(
-        options.url, lanes=options.concurrency, token=options.token, ca_file=options.ca_file, deadline_s=options.deadline_seconds, stop=stop
+        options.url, lanes=options.concurrency, token=options.token, ca_file=options.ca_file, deadline_s=options.deadline_seconds,
+        stop=stop, parts=False,  # order is what a recording is about
     )  # fmt: skip
     began = time.monotonic()
     async with sender:

@@ -55,7 +55,7 @@ def test_the_main_path_is_the_same(stack, files):
     eventually(lambda: "merged" in stack.logs(), 30, "small files are merged")
     told = stack.telemetry("sql", "--csv", "SELECT count(*) FROM aggregates WHERE metric <> 'flush'")
     assert told.stdout.split()[1:] == [str(expected.height)], told.stderr
-    for command in (["books"], ["check"], ["alerts"], ["rules", "history"]):
+    for command in (["books"], ["check"], ["status"], ["alerts"], ["rules", "history"]):
         done = stack.telemetry(*command)
         assert done.returncode == 0, f"{command}: {done.stdout}{done.stderr}"
     print(f"{summary['sent']:,} events in {summary['seconds']:.1f} s; {expected.height:,} rows equal; {books}")

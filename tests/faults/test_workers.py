@@ -153,6 +153,7 @@ def test_redis_restarted_empty(stack):
 def test_a_backlog_drains_within_the_memory_budget(stack):
     """A million events wait; a worker comes, works them off within its budget, and Redis gives the memory back."""
     stack.start(workers=1)
+    stack.admit_all()
     (worker,) = stack.workers
     worker.terminate()
     worker.wait()
@@ -244,6 +245,7 @@ def test_one_of_two_keeps_house(stack):
 def test_a_full_redis_refuses_events_and_gets_its_work_done(stack):
     """503 while memory is full, also with no worker left; a worker that comes then takes over, drains, and events are taken again."""
     stack.start(workers=1)
+    stack.admit_all()
     (worker,) = stack.workers
     worker.terminate()
     worker.wait()
