@@ -12,7 +12,7 @@ from pathlib import Path
 from pipeline.doctor.finding import Finding, graded
 from pipeline.errors import Invalid
 from pipeline.settings import Settings
-from pipeline.stores.catalog import extension_path
+from pipeline.stores.extensions import extension_path
 
 FILES_WARN, FILES_BAD = 1024, 256  # of the limit on open files: connections of the API, handles of the lake
 DISK_WARN, DISK_BAD = 0.9, 0.97  # of the disk in use

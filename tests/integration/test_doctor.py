@@ -200,7 +200,7 @@ def test_no_catalog_and_one_that_is_damaged(doctor, well, monkeypatch):
     path = well[1] / "catalog.duckdb"
     path.unlink()
     only(doctor(), "warn", "catalog", "telemetry maintain")
-    monkeypatch.setattr("pipeline.stores.catalog.extension_path", lambda: "/nowhere")
+    monkeypatch.setattr("pipeline.stores.extensions.extension_path", lambda name="delta": "/nowhere")
     only(doctor(), "bad", "catalog", "cannot read")
 
 
