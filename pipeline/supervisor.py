@@ -184,7 +184,8 @@ class Supervisor:
                 process.command += ["--metrics-fd", str(descriptor)]
                 targets.append({"targets": [f"{settings.metrics_host}:{listener.getsockname()[1]}"], "labels": {"role": process.role}})
             elif process.role == "ingest":
-                targets.append({"targets": [f"{settings.api_host}:{api_port}"], "labels": {"role": "ingest"}})
+                scheme = {} if self._scheme == "http" else {"__scheme__": self._scheme}
+                targets.append({"targets": [f"{settings.api_host}:{api_port}"], "labels": {"role": "ingest", **scheme}})
         (self._data / TARGETS).write_text(json.dumps(targets, indent=2) + "\n")
 
     def _banner(self, port: int) -> None:
