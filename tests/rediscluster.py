@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import random
+import signal
 import socket
 import subprocess
 from pathlib import Path
@@ -107,8 +108,9 @@ class ServerCluster:
     def _whole(self) -> bool:
         states = [self.node(port).execute_command("CLUSTER", "INFO") for port in self.ports]
         links = [self.node(port).info("replication").get("master_link_status") for port in self.ports]
-        knows_all = all(f"cluster_known_nodes:{len(self.ports)}" in state and "cluster_state:ok" in state for state in states)
-        return knows_all and links.count("up") == PRIMARIES
+        places = [nodes for port in self.ports for _, _, *nodes in self.node(port).execute_command("CLUSTER", "SLOTS")]
+        agreed = all("cluster_state:ok" in state for state in states) and all(len(nodes) == 2 for nodes in places)
+        return agreed and len(places) == PRIMARIES * len(self.ports) and links.count("up") == PRIMARIES
 
     def nodes_of(self, key: str) -> list[int]:
         """The ports of the primary that holds a key, and of its replicas, as a node that lives has it."""
@@ -123,6 +125,13 @@ class ServerCluster:
         """kill -9."""
         self._processes[port].kill()
         self._processes[port].wait()
+
+    def pause(self, port: int) -> None:
+        """It stands still; for longer than NODE_TIMEOUT_MS, and the others take it for dead."""
+        self._processes[port].send_signal(signal.SIGSTOP)
+
+    def go_on(self, port: int) -> None:
+        self._processes[port].send_signal(signal.SIGCONT)
 
     def detach(self, replica: int) -> None:
         """A replica loses its primary for the moment: what is written from now on, it does not get. (A process that only stands
