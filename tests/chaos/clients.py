@@ -97,7 +97,7 @@ class Clients:
                 record.outcome = UNKNOWN if body.how == "reuse" else ACCEPTED  # the key may have been taken, and its answer lost
                 record.answered = record.answered if record.answered is not None else self._clock()
                 return
-            if status is not None and 400 <= status < 500:
+            if status is not None and 400 <= status < 500 and status != 429:
                 record.outcome = REFUSED
                 return
             if body.how == "give_up" or self._closing.is_set():

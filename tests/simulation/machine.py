@@ -100,6 +100,7 @@ class Machine(RuleBasedStateMachine):
 
     @initialize()
     def begin(self) -> None:
+        self._log_level = logging.getLogger("worker").level
         logging.getLogger("worker").setLevel(logging.CRITICAL)
         self.redis, self.tables, self.seconds = MemoryRedis(), MemoryTables(), 1000.0
         self.processes: list[Process] = []
@@ -208,9 +209,15 @@ class Machine(RuleBasedStateMachine):
         self.processes.remove(self._pick(number))
 
     def teardown(self) -> None:
-        """All heal, zombies wake, one worker takes everything in; then it is held against the oracle."""
         if not hasattr(self, "redis"):
             return
+        try:
+            self._end()
+        finally:
+            logging.getLogger("worker").setLevel(self._log_level)
+
+    def _end(self) -> None:
+        """All heal, zombies wake, one worker takes everything in; then it is held against the oracle."""
         for process in list(self.processes):
             process.wire.bend(-1, "")
             self._run(process, process.worker.turn)
