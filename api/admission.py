@@ -40,6 +40,7 @@ from pipeline.stores.admission import DECIDE_SECONDS, Decisions, Desk
 _log = logging.getLogger(__name__)
 
 DEMAND_TICKS = 8  # over which a device's rate is taken
+STOP_SECONDS = 2.0
 DEVICES_MAX = 1 << 17  # with buckets; beyond, all begin anew
 _OFFERED = pl.Schema({"partition": pl.UInt32(), "device": pl.String(), "rows": pl.Float64()})
 
@@ -67,6 +68,7 @@ class Gate:
         self._waiting: dict[int, float] = {}  # those that were not admitted
         self._turned = time.monotonic()
         self._task: asyncio.Task[None] | None = None
+        self._stopping = False
 
     # ---- the turn of the controller ----------------------------------------------------------------------------------------------
 
@@ -75,13 +77,14 @@ class Gate:
             self._task = asyncio.create_task(self._run(self._desk), name="gate")
 
     async def stop(self) -> None:
+        self._stopping = True  # a client that is just timing out may swallow the cancellation
         if self._task is not None:
             self._task.cancel()
-            await asyncio.wait({self._task})
+            await asyncio.wait({self._task}, timeout=STOP_SECONDS)
 
     async def _run(self, desk: Desk) -> None:
         read_at, failed = -math.inf, False
-        while True:
+        while not self._stopping:
             try:
                 if time.monotonic() - read_at >= self._limits_seconds:
                     self._limits = await asyncio.get_running_loop().run_in_executor(None, self._read_limits)
