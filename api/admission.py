@@ -10,7 +10,7 @@ import logging
 import math
 import random
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -18,7 +18,6 @@ import polars as pl
 
 from pipeline import metrics
 from pipeline.core.admission import (
-    BURST_SECONDS,
     CLOSED,
     FAIR,
     OPEN,
@@ -30,9 +29,9 @@ from pipeline.core.admission import (
     admit,
     demand_of,
     priority_of,
-    refilled,
 )
-from pipeline.core.partitions import partition_of
+from pipeline.core.buckets import Bucket, filled, refilled
+from pipeline.core.partitions import partitions_of
 from pipeline.core.validate import Coded
 from pipeline.errors import PipelineError
 from pipeline.stores.admission import DECIDE_SECONDS, Decisions, Desk
@@ -61,11 +60,11 @@ class Gate:
         self._desk = desk
         self._read_limits, self._limits_seconds = limits, limits_seconds
         self._limits = Limits()
-        self._buckets: dict[str, tuple[float, float]] = {}  # device -> tokens, when
+        self._buckets: dict[str, Bucket] = {}  # by device
         self._offered: list[pl.DataFrame] = []  # since the last turn
         self._ticks: deque[tuple[float, pl.DataFrame]] = deque(maxlen=DEMAND_TICKS)  # seconds each lasted, what was offered
-        self._priority: dict[int, float] = {}  # events of priority metrics since the last turn, per partition
-        self._waiting: dict[int, float] = {}  # those that were not admitted
+        self._priority: Counter[int] = Counter()  # events of priority metrics since the last turn, per partition
+        self._waiting: Counter[int] = Counter()  # those that were not admitted
         self._turned = time.monotonic()
         self._task: asyncio.Task[None] | None = None
         self._stopping = False
@@ -108,14 +107,14 @@ class Gate:
             self._buckets.clear()
 
     def _demands(self) -> dict[int, Demand]:
-        """What was offered here lately, of each partition that is not open."""
+        """What was offered here lately, of each partition where that matters."""
         now = time.monotonic()
         elapsed, self._turned = max(1e-3, now - self._turned), now
         offered, self._offered = self._offered, []
         priority, waiting = self._priority, self._waiting
-        self._priority, self._waiting = {}, {}
-        limited = {partition for partition, decision in self.standing.partitions.items() if decision.state != OPEN or decision.watched}
-        if not limited:
+        self._priority, self._waiting = Counter(), Counter()
+        noted = self.standing.noted
+        if not noted:
             self._ticks.clear()
             return {}
         self._ticks.append((elapsed, pl.concat(offered) if offered else _OFFERED.to_frame()))
@@ -123,8 +122,7 @@ class Gate:
         rates = pl.concat([rows for _, rows in self._ticks]).group_by("partition", "device").agg(rate=pl.col("rows").sum() / seconds)
         by_partition = {key[0]: part["rate"].to_list() for key, part in rates.partition_by("partition", as_dict=True).items()}
         return {
-            each: demand_of(by_partition.get(each, ()), priority.get(each, 0.0) / elapsed, waiting.get(each, 0.0) / elapsed)
-            for each in limited
+            each: demand_of(by_partition.get(each, ()), priority[each] / elapsed, waiting[each] / elapsed) for each in noted
         }
 
     # ---- a group of bodies -------------------------------------------------------------------------------------------------------
@@ -134,61 +132,63 @@ class Gate:
 
         `whole`: per body, whether it is taken whole or not at all. Bodies are judged in their order.
         """
-        states = {partition: each for partition, each in self.standing.partitions.items() if each.state != OPEN or each.watched}
-        if not states:
+        noted = self.standing.noted
+        if not noted:
             return None
         rows = _named(events, refused).with_columns(body=pl.col("body").cast(pl.UInt32))
-        devices = rows.select(pl.col("device").unique())
-        owner = pl.Series("partition", [partition_of(device, self._partitions) for device in devices["device"].to_list()], dtype=pl.UInt32)
-        devices = devices.with_columns(owner).filter(pl.col("partition").is_in(list(states)))
+        devices = rows.select(name=pl.col("device").unique())
+        devices = devices.with_columns(partitions_of(devices["name"], self._partitions)).filter(pl.col("partition").is_in(list(noted)))
+        devices = devices.with_row_index("device")
         if devices.is_empty():
             return None
-        limited = rows.join(devices, on="device", maintain_order="left")
-        shut = [partition for partition, each in states.items() if each.shut]
+        limited = rows.rename({"device": "name"}).join(devices, on="name", maintain_order="left")
+        shut = [partition for partition, each in noted.items() if each.shut]
         priority = priority_of(limited["metric"], self._limits.priority)
         limited = limited.with_columns(priority=priority & ~pl.col("partition").is_in(shut))
-        for partition, count in limited.filter("priority").group_by("partition").len().iter_rows():
-            self._priority[partition] = self._priority.get(partition, 0.0) + count
+        self._priority.update(dict(limited.filter("priority").group_by("partition").len().iter_rows()))
         limited = limited.filter(~pl.col("priority"))
         if limited.is_empty():
             return None
         units = limited.group_by("body", "device", "partition", maintain_order=True).agg(rows=pl.len())
-        numbers = {device: number for number, device in enumerate(devices["device"].to_list())}
-        judged = self._judge(units, devices, numbers, whole)
-        out = judged.filter(~pl.col("admitted"))
+        out = self._judge(units, devices, whole).filter(~pl.col("admitted"))
         if out.is_empty():
             return None
-        waits = dict(out.group_by("body").agg(pl.col("wait_seconds").max()).iter_rows())
+        waits = {
+            body: wait * random.uniform(1, SPREAD) for body, wait in out.group_by("body").agg(pl.col("wait_seconds").max()).iter_rows()
+        }
         broken = [body for body in waits if whole[body]]
-        named = out.join(devices.select(name="device").with_row_index("device"), on="device").select("body", device="name")
-        left = limited.join(named, on=["body", "device"], how="semi", maintain_order="left").select("body", "index")
+        left = limited.join(out, on=["body", "device"], how="semi", maintain_order="left").select("body", "index")
         left = pl.concat([left.filter(~pl.col("body").is_in(broken)), rows.filter(pl.col("body").is_in(broken)).select("body", "index")])
-        return Left(left.sort("body", "index"), {body: _spread(wait) for body, wait in waits.items()})
+        return Left(left.sort("body", "index"), waits)
 
-    def _judge(self, units: pl.DataFrame, devices: pl.DataFrame, numbers: dict[str, int], whole: Sequence[bool]) -> pl.DataFrame:
+    def _judge(self, units: pl.DataFrame, devices: pl.DataFrame, whole: Sequence[bool]) -> pl.DataFrame:
+        """`admit` on these units; buckets and what is known of the demand go on from there. `devices`: device, name, partition."""
         now = time.monotonic()
-        tokens, levels = [], []
         if len(self._buckets) > DEVICES_MAX:
             self._buckets.clear()
-        for device, partition in devices.iter_rows():
+        tokens, levels, fair = [], [], []
+        for device, name, partition in devices.iter_rows():
             decision = self.standing.of(partition)
-            held, at = self._buckets.get(device, (decision.level * BURST_SECONDS, now))
-            refill = refilled(held, decision.level, now - at)
-            tokens.append(refill if decision.state == FAIR else -math.inf if decision.state == CLOSED else math.inf)
             levels.append(decision.level)
-        known = devices.with_columns(pl.Series("tokens", tokens, dtype=pl.Float64), pl.Series("level", levels, dtype=pl.Float64))
-        told = units.join(known.select("device", "tokens", "level"), on="device", maintain_order="left")
-        told = told.with_columns(device=pl.col("device").replace_strict(numbers, return_dtype=pl.UInt32))
+            if decision.state == FAIR:
+                self._buckets[name] = bucket = refilled(self._buckets.get(name) or filled(decision.level, now), decision.level, now)
+                tokens.append(bucket.level)
+                fair.append((device, name))
+            else:
+                tokens.append(-math.inf if decision.state == CLOSED else math.inf)
+        known = devices.select("device", pl.Series("tokens", tokens, dtype=pl.Float64), pl.Series("level", levels, dtype=pl.Float64))
+        told = units.join(known, on="device", maintain_order="left")
         whole_bodies = pl.DataFrame({"body": [body for body, is_whole in enumerate(whole) if is_whole]}, schema={"body": pl.UInt32()})
         judged = admit(told.select(pl.col(name).cast(dtype) for name, dtype in UNITS.items()), whole_bodies)
         taken = dict(judged.filter("admitted").group_by("device").agg(pl.col("rows").sum()).iter_rows())
-        for number, (device, partition) in enumerate(devices.iter_rows()):
-            if self.standing.of(partition).state == FAIR:
-                self._buckets[device] = (tokens[number] - taken.get(number, 0), now)
-        self._offered.append(units.group_by("partition", "device").agg(pl.col("rows").sum().cast(pl.Float64)).select(list(_OFFERED)))
-        waiting = units.with_columns(judged["admitted"]).filter(~pl.col("admitted")).group_by("partition").agg(pl.col("rows").sum())
+        for device, name in fair:
+            bucket = self._buckets[name]
+            self._buckets[name] = bucket._replace(level=bucket.level - taken.get(device, 0))
+        offered = units.join(devices.select("device", "name"), on="device").group_by("partition", device="name")
+        self._offered.append(offered.agg(pl.col("rows").sum().cast(pl.Float64)).select(list(_OFFERED)))
+        waiting = units.filter(~judged["admitted"]).group_by("partition").agg(pl.col("rows").sum())
         for partition, count in waiting.iter_rows():
-            self._waiting[partition] = self._waiting.get(partition, 0.0) + count
+            self._waiting[partition] += count
             metrics.EVENTS_NOT_ADMITTED.labels(self.standing.of(partition).state).inc(count)
         return judged
 
@@ -199,7 +199,3 @@ def _named(events: Coded, refused: pl.DataFrame) -> pl.DataFrame:
     good = events.rows.select("body", "index", *names)
     bad = refused.select("body", "index", "device", metric=pl.lit("", pl.String))
     return pl.concat([good, bad], how="vertical_relaxed").sort("body", "index", maintain_order=True)
-
-
-def _spread(wait_seconds: float) -> float:
-    return wait_seconds * random.uniform(1, SPREAD)

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import os
-import random
 import signal
 import socket
 from collections.abc import AsyncIterator, MutableMapping, Sequence
@@ -36,7 +34,7 @@ from pipeline.settings import Settings
 from pipeline.status import status
 from pipeline.stores.admission import Desk
 from pipeline.stores.alertlog import AlertLog
-from pipeline.stores.connection import connect, connect_async, copies_of
+from pipeline.stores.connection import connect, connect_async, copies_of, process_name
 from pipeline.stores.rulebook import Rulebook, limits_of
 from pipeline.stores.streams import Appender
 from pipeline.stores.tokenbook import Tokenbook
@@ -178,7 +176,7 @@ def serve(settings: Settings, listener: socket.socket | None = None, appender: S
         rulebook = Rulebook(stores)
         routers = [rules_router(rulebook, AlertLog(stores), settings.partitions), status_router(lambda: status(settings, stores))]
         tokens = Tokenbook(stores).load
-        desk = Desk(client, settings.partitions, f"{socket.gethostname()}-{os.getpid()}-{random.getrandbits(32):08x}")
+        desk = Desk(client, settings.partitions, process_name())
         gate = Gate(settings.partitions, desk, lambda: limits_of(rulebook), settings.rules_reload_seconds)
     listener = listener or bind(settings)
     config = uvicorn.Config(

@@ -15,7 +15,8 @@ from typing import Any
 
 from api.docs import EVENTS_PATH
 from api.models import Refusal
-from pipeline.core.tokens import ADMIN, INGEST, READ, Bucket, Token, filled, matches, parts_of, refilled, wait_seconds
+from pipeline.core.buckets import Bucket, filled, refilled
+from pipeline.core.tokens import ADMIN, INGEST, READ, Token, matches, parts_of, wait_seconds
 from pipeline.errors import PipelineError
 from pipeline.stores.tokenbook import Tokens
 

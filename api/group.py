@@ -16,7 +16,7 @@ from api.admission import Left
 from api.columns import coded
 from api.decode import Body
 from api.models import ERRORS_SHOWN_MAX
-from pipeline.core.partitions import partition_of
+from pipeline.core.partitions import partition_of, partitions_of
 from pipeline.core.schema import DEAD_LETTERS
 from pipeline.core.tokens import devices_permitted
 from pipeline.core.validate import NAMES, Coded, Limits, refused_rows, validate
@@ -48,7 +48,6 @@ class Built:
         self, events: Coded, refused: pl.DataFrame, bodies: int, keys: Sequence[bytes | None], partitions: int, left: Left | None = None
     ) -> None:
         self._keys = keys
-        self._partitions = partitions
         self._names = {field: Names(names) for field, names in events.names.items()}
         self._whole = Whole(events, refused, bodies, partitions, left)
         if left is not None:
@@ -233,8 +232,8 @@ def _by_partition(refused: pl.DataFrame, partitions: int) -> dict[int, pl.DataFr
     """Dead letters lie with their device; those of no device with the device ""."""
     if refused.is_empty():
         return {}
-    owner = pl.Series("partition", [partition_of(device, partitions) for device in refused["device"].to_list()], dtype=pl.UInt32)
-    parts = refused.with_columns(owner).partition_by("partition", maintain_order=True, as_dict=True, include_key=False)
+    owned = refused.with_columns(partitions_of(refused["device"], partitions))
+    parts = owned.partition_by("partition", maintain_order=True, as_dict=True, include_key=False)
     return {key[0]: part for key, part in parts.items()}
 
 
@@ -293,8 +292,8 @@ class Whole:
     def _owned(self, rows: pl.DataFrame) -> pl.DataFrame:
         """Rows (body, index) with the partition they belong to."""
         good = self._events.rows.select("body", "index", partition=pl.Series(_owners(self._events, self._partitions), dtype=pl.UInt32))
-        owner = pl.Series([partition_of(device, self._partitions) for device in self._refused["device"].to_list()], dtype=pl.UInt32)
-        owned = pl.concat([good, self._refused.select("body", "index", partition=owner)], how="vertical_relaxed")
+        bad = self._refused.select("body", "index", partitions_of(self._refused["device"], self._partitions))
+        owned = pl.concat([good, bad], how="vertical_relaxed")
         return rows.join(owned, on=["body", "index"], how="left")
 
 

@@ -7,6 +7,7 @@ from fastapi.responses import JSONResponse, PlainTextResponse, Response
 from starlette.concurrency import run_in_threadpool
 
 from api.docs import answer_of, refusal
+from pipeline.core.rules import SEVERITIES
 from pipeline.errors import Invalid, PipelineError, Unavailable
 from pipeline.notifier import since
 from pipeline.stores.alertlog import AlertLog
@@ -97,7 +98,7 @@ def rules_router(rulebook: Rulebook, alertlog: AlertLog, partitions: int) -> API
             return _failed(error, 503)
         rows = standing.sort("since").to_dicts()
         for row in rows:
-            row["severity"] = ("warning", "critical")[row["severity"] - 1]
+            row["severity"] = SEVERITIES[row["severity"] - 1]
             row["phase"] = "firing" if row.pop("firing") else "pending"
             row["since"] = since(row["since"])
             del row["time"]

@@ -25,7 +25,7 @@ import numpy as np
 
 from pipeline.core.partitions import partition_of
 from pipeline.status import status
-from tests.harness import Stack, eventually
+from tests.harness import NEVER_WAIT, Stack, eventually
 
 DEVICES = 12  # the last is the heavy one
 HEAVY_TIMES = 50  # its share
@@ -42,7 +42,7 @@ SETTINGS = {
     "PIPELINE_DISORDER_SECONDS": "20",
     "PIPELINE_RULES_RELOAD_SECONDS": "1",
 }
-UNLIMITED = "rules: []\nadmission: {fair: {lag: 1h, backlog_events: 1e9}, closed: {lag: 2h, backlog_events: 2e9}}\n"
+UNLIMITED = "rules: []\n" + NEVER_WAIT
 LIMITED = "rules: []\nadmission: {fair: {lag: 3s}, closed: {lag: 20s}, priority: ['*oper-status*']}\n"
 
 

@@ -7,9 +7,10 @@ from typing import Any
 import redis
 
 from pipeline.core.admission import OPEN, STATES, worst
+from pipeline.core.fleet import SHOWN_MAX
 from pipeline.settings import Settings
 from pipeline.stores.admission import DECIDE_SECONDS, Decisions, standing
-from pipeline.stores.connection import translated
+from pipeline.stores.connection import now_seconds, translated
 from pipeline.stores.leases import Leases, live_members
 from pipeline.stores.reports import Reports
 from pipeline.stores.rulebook import Rulebook
@@ -21,9 +22,8 @@ STALE_TURNS = 20  # decisions that nobody has renewed for so many turns bind nob
 def status(settings: Settings, client: redis.Redis) -> dict[str, Any]:
     """As JSON may hold it; times in seconds since the epoch, by Redis' clock. Unavailable: Redis is away."""
     with translated():
-        seconds, micros = client.time()
+        now = now_seconds(client)
         memory = client.info("memory")
-    now = seconds + micros / 1e6
     partitions = range(settings.partitions)
     holders = Leases(client, "status", settings.lease_ms).holders(settings.partitions)
     backlog = Streams(client).backlog(partitions)
@@ -71,6 +71,6 @@ def _fleet(parts: list[dict[str, Any]]) -> dict[str, Any]:
     """Of all workers: how many devices, and the worst of each kind."""
     found: dict[str, Any] = {"devices": sum(part["devices"] for part in parts)}
     for kind in ("behind", "ahead", "silent"):
-        worst_of_all = sorted((each for part in parts for each in part[kind]["worst"]), key=lambda each: -each[1])[:5]
+        worst_of_all = sorted((each for part in parts for each in part[kind]["worst"]), key=lambda each: -each[1])[:SHOWN_MAX]
         found[kind] = {"devices": sum(part[kind]["devices"] for part in parts), "worst": worst_of_all}
     return found

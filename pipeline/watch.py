@@ -13,6 +13,7 @@ import polars as pl
 from pipeline import metrics
 from pipeline.core.batch import Output, State
 from pipeline.core.fleet import condition
+from pipeline.core.rules import SEVERITIES
 from pipeline.core.semantics import Semantics
 from pipeline.errors import Unavailable
 from pipeline.workerstores import Stores
@@ -42,7 +43,7 @@ def count(output: Output) -> None:
         metrics.count_reasons(metrics.DEAD_LETTERS, dict(output.dead_letters["reason"].value_counts().iter_rows()))
     if output.transitions.height:
         for phase, severity, transitions in output.transitions.group_by("phase", "severity").agg(pl.len()).iter_rows():
-            metrics.ALERT_TRANSITIONS.labels(phase, ("warning", "critical")[severity - 1]).inc(transitions)
+            metrics.ALERT_TRANSITIONS.labels(phase, SEVERITIES[severity - 1]).inc(transitions)
 
 
 class Watch:

@@ -8,9 +8,6 @@ fence in Redis and the `txn` of the lake have kept it from doing harm.
 from __future__ import annotations
 
 import logging
-import os
-import random
-import socket
 import threading
 import time
 from collections.abc import Callable, Iterable
@@ -33,6 +30,7 @@ from pipeline.isolation import step_safely
 from pipeline.rulekeeper import RuleKeeper
 from pipeline.settings import Settings, backoff_seconds, semantics_of
 from pipeline.stores.alertlog import NAMED
+from pipeline.stores.connection import process_name
 from pipeline.stores.entries import portions, to_batch
 from pipeline.stores.streams import Entry, Settlement
 from pipeline.workerstores import Stores, connected
@@ -57,7 +55,7 @@ class Worker:
         clock: Callable[[], float] = time.monotonic,
         committer: Executor | None = None,
     ) -> None:
-        self.name = name or f"{socket.gethostname()}-{os.getpid()}-{random.getrandbits(32):08x}"
+        self.name = name or process_name()
         self._settings = settings
         self._semantics = semantics_of(settings)
         self._stores = stores or connected(settings, self.name)

@@ -129,6 +129,11 @@ class Decision:
     shut: bool = False  # closed for priority metrics, too
     watched: bool = False  # open, but for how long: note who sends how much
 
+    @property
+    def noted(self) -> bool:
+        """Whether it matters who sends how much."""
+        return self.state != OPEN or self.watched
+
 
 def decide(before: Decision, signals: Signals, demand: Demand, limits: Limits, now: float) -> Decision:
     """The next decision. `now`, `at`, `since`: seconds on one clock that all who decide share."""
@@ -204,16 +209,9 @@ def water_level(target: float, classes: Mapping[int, tuple[float, float]]) -> fl
     return LEVEL_MAX
 
 
-# ---- buckets -----------------------------------------------------------------------------------------------------------------
+# ---- who is admitted -----------------------------------------------------------------------------------------------------------------
 
-BURST_SECONDS = 1.0
-
-
-def refilled(tokens: float, level: float, elapsed: float) -> float:
-    """What a device's bucket holds after so many seconds. It may have gone below zero: a body is taken whole, and paid for after."""
-    return min(level * BURST_SECONDS, tokens + level * elapsed)
-
-
+# `tokens`: what the device's bucket holds, `level` how much comes into it in a second.
 UNITS = pl.Schema({"body": pl.UInt32(), "device": pl.UInt32(), "rows": pl.UInt32(), "tokens": pl.Float64(), "level": pl.Float64()})
 
 

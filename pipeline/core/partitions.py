@@ -8,6 +8,8 @@ from __future__ import annotations
 from functools import lru_cache
 from hashlib import blake2b
 
+import polars as pl
+
 
 @lru_cache(maxsize=1 << 17)
 def device_hash(device: str) -> int:
@@ -18,3 +20,8 @@ def device_hash(device: str) -> int:
 def partition_of(device: str, partitions: int) -> int:
     """The partition, 0 to `partitions` - 1, that holds every series of `device`."""
     return device_hash(device) % partitions
+
+
+def partitions_of(devices: pl.Series, partitions: int) -> pl.Series:
+    """The partition of each of these names."""
+    return pl.Series("partition", [partition_of(device, partitions) for device in devices.to_list()], dtype=pl.UInt32)

@@ -16,6 +16,7 @@ from functools import lru_cache
 from hashlib import sha256
 from typing import NamedTuple
 
+from pipeline.core.buckets import Bucket
 from pipeline.errors import Invalid
 
 INGEST, READ, ADMIN = "ingest", "read", "admin"
@@ -24,7 +25,6 @@ ID_HEX, SECRET_CHARS = 12, 43  # 43 characters of base64 are 256 bits
 NAME_CHARS_MAX = 64
 DEVICES_MAX = 100  # patterns of one token
 DEVICE_CHARS_MAX = 256
-BURST_SECONDS = 1.0  # of a token's rate may come at once
 
 _ID = re.compile(f"[0-9a-f]{{{ID_HEX}}}")
 _SHAPE = re.compile(rb"tp_([0-9a-f]{%d})_([A-Za-z0-9_-]{%d})" % (ID_HEX, SECRET_CHARS))
@@ -141,25 +141,6 @@ def _regex(pattern: str) -> str:
 
 
 # ---- how much ------------------------------------------------------------------------------------------------------------------
-
-
-class Bucket(NamedTuple):
-    """How many events may come, and when that was so. Below zero a body took more than there was, and is paid off first:
-    so a body larger than the burst passes too, and the rate holds all the same."""
-
-    level: float
-    at_seconds: float
-
-
-def filled(rate: float, now_seconds: float) -> Bucket:
-    """A bucket of which nothing was taken."""
-    return Bucket(rate * BURST_SECONDS, now_seconds)
-
-
-def refilled(bucket: Bucket, rate: float, now_seconds: float) -> Bucket:
-    """The bucket as it is now. A clock that went back adds nothing."""
-    passed = max(0.0, now_seconds - bucket.at_seconds)
-    return Bucket(min(rate * BURST_SECONDS, bucket.level + rate * passed), now_seconds)
 
 
 def wait_seconds(bucket: Bucket, rate: float) -> int:

@@ -11,7 +11,7 @@ from redis.exceptions import ResponseError
 from pipeline.doctor.finding import Finding, graded
 from pipeline.errors import Invalid
 from pipeline.settings import Settings
-from pipeline.stores.connection import PARTITIONS, check_server, redact, server_version, translated
+from pipeline.stores.connection import PARTITIONS, check_server, now_seconds, redact, server_version, translated
 
 MEMORY_WARN, MEMORY_BAD = 0.75, 0.9
 CLOCK_WARN_SECONDS, CLOCK_BAD_SECONDS = 1.0, 30.0
@@ -31,7 +31,7 @@ def examine(settings: Settings, client: redis.Redis) -> Iterator[Finding]:
         fsync = _config(client, "appendfsync")
         partitions = client.get(PARTITIONS)
         before = time.time()
-        seconds, microseconds = client.time()
+        there = now_seconds(client)
         after = time.time()
     name = f"{info.get('server_name', 'redis')} {info.get('redis_version')}"
     if version < (7, 0):
@@ -44,7 +44,7 @@ def examine(settings: Settings, client: redis.Redis) -> Iterator[Finding]:
     if not warnings:
         yield _durability(info, fsync)
     yield _memory(info)
-    yield _clock((before + after) / 2 - seconds - microseconds / 1e6, settings.future_skew_max_seconds)
+    yield _clock((before + after) / 2 - there, settings.future_skew_max_seconds)
     if partitions is not None and int(partitions) != settings.partitions:
         text = f"its streams have {int(partitions)} partitions, not PIPELINE_PARTITIONS={settings.partitions}"
         yield Finding("redis", "bad", text, "set that, or use another Redis")

@@ -6,8 +6,9 @@ Whoever finds the last decisions old enough makes the next ones; of two that do 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from typing import Any
 
 import redis
@@ -16,7 +17,7 @@ import redis.asyncio
 from pipeline.core.admission import Decision, Demand, Limits, Signals, decide, read_rate
 from pipeline.stores import connection as keys
 from pipeline.stores.connection import GROUP, script, translated
-from pipeline.stores.reports import REPORT_SECONDS_MAX
+from pipeline.stores.reports import REPORT_SECONDS_MAX, recent
 from pipeline.stores.streams import backlog_of
 
 DECISIONS = "admission:decisions"
@@ -34,10 +35,14 @@ class Decisions:
     partitions: Mapping[int, Decision] = field(default_factory=dict)
     read: Mapping[int, float] = field(default_factory=dict)
     rates: Mapping[int, float] = field(default_factory=dict)
-    memory_share: float = 0.0
 
     def of(self, partition: int) -> Decision:
         return self.partitions.get(partition, _OPEN)
+
+    @cached_property
+    def noted(self) -> dict[int, Decision]:
+        """The partitions where it matters who sends how much: asked for with each group of bodies."""
+        return {partition: each for partition, each in self.partitions.items() if each.noted}
 
 
 _OPEN = Decision()
@@ -47,7 +52,7 @@ def dumped(decisions: Decisions) -> str:
     """As it is kept: the number, then JSON."""
     standing = {partition: asdict(each) for partition, each in decisions.partitions.items()}
     whole = {"at": decisions.at, "partitions": standing, "read": dict(decisions.read), "rates": dict(decisions.rates)}
-    return f"{decisions.number} {json.dumps({**whole, 'memory_share': decisions.memory_share})}"
+    return f"{decisions.number} {json.dumps(whole)}"
 
 
 def loaded(text: bytes | None) -> Decisions:
@@ -60,7 +65,6 @@ def loaded(text: bytes | None) -> Decisions:
             {int(partition): Decision(**each) for partition, each in whole["partitions"].items()},
             {int(partition): float(count) for partition, count in whole["read"].items()},
             {int(partition): float(rate) for partition, rate in whole["rates"].items()},
-            float(whole["memory_share"]),
         )  # fmt: skip
     except (ValueError, TypeError, KeyError, AttributeError):
         return Decisions()
@@ -80,6 +84,7 @@ class Desk:
         self._partitions = partitions
         self._replica = replica
         self._told = False  # whether our demand stands in Redis
+        self._backlog, self._decide = script("backlog"), script("decide")
 
     async def turn(self, demand: Mapping[int, Demand], limits: Limits) -> Decisions:
         """Say what was offered here, and get what holds; made anew if it is due. Unavailable: Redis is away."""
@@ -95,17 +100,16 @@ class Desk:
             signals, read = await self._signals(before, now)
             demands = await self._demands(now)
             made = next_decisions(before, signals, read, demands, limits, now)
-            return loaded(await self._redis.eval(script("decide"), 1, DECISIONS, before.number, dumped(made)))
+            return loaded(await self._redis.eval(self._decide, 1, DECISIONS, before.number, dumped(made)))
 
     async def _signals(self, before: Decisions, now: float) -> tuple[dict[int, Signals], dict[int, float]]:
         pipe = self._redis.pipeline(transaction=False)
-        text = script("backlog")
         for partition in range(self._partitions):
-            pipe.eval(text, 2, keys.stream_key(partition), keys.books_key(partition), GROUP)
+            pipe.eval(self._backlog, 2, keys.stream_key(partition), keys.books_key(partition), GROUP)
         seen = await pipe.execute()
-        memory, reports = await self._redis.info("memory"), await self._redis.hvals(keys.REPORTS)
+        memory, said = await self._redis.info("memory"), await self._redis.hgetall(keys.REPORTS)
         share = memory_share(memory)
-        commit = slowest_commit(reports, now)
+        commit = slowest_commit(recent(said, now, REPORT_SECONDS_MAX))
         elapsed = now - before.at
         signals, read = {}, {}
         for partition, backlog in enumerate(map(backlog_of, seen)):
@@ -118,19 +122,11 @@ class Desk:
 
     async def _demands(self, now: float) -> dict[int, Demand]:
         found: dict[int, Demand] = {}
-        for told in await self._redis.hvals(DEMAND):
-            said = json.loads(told)
-            if abs(now - said["at"]) > DEMAND_SECONDS_MAX:
-                continue
+        for said in recent(await self._redis.hgetall(DEMAND), now, DEMAND_SECONDS_MAX).values():
             for partition, each in said["demand"].items():
                 classes = {int(exponent): tuple(pair) for exponent, pair in each.pop("classes").items()}
                 found[int(partition)] = found.get(int(partition), Demand()).plus(Demand(classes, **each))
         return found
-
-    async def leave(self) -> None:
-        """What was offered here is no longer."""
-        with translated():
-            await self._redis.hdel(DEMAND, self._replica)
 
 
 def next_decisions(
@@ -138,8 +134,7 @@ def next_decisions(
 ) -> Decisions:
     """The decisions after `before`, of every partition."""
     standing = {p: decide(before.of(p), seen, demands.get(p, Demand()), limits, now) for p, seen in signals.items()}
-    share = max((seen.memory_share for seen in signals.values()), default=0.0)
-    return Decisions(before.number + 1, now, standing, read, {p: seen.read_events_per_second for p, seen in signals.items()}, share)
+    return Decisions(before.number + 1, now, standing, read, {p: seen.read_events_per_second for p, seen in signals.items()})
 
 
 def memory_share(memory: Mapping[str, Any]) -> float:
@@ -148,11 +143,6 @@ def memory_share(memory: Mapping[str, Any]) -> float:
     return max((each["used_memory"] / each["maxmemory"] for each in infos if each.get("maxmemory")), default=0.0)
 
 
-def slowest_commit(reports: Sequence[bytes], now: float) -> float:
+def slowest_commit(reports: Mapping[str, dict]) -> float:
     """How long the oldest commit of the workers that is not done has been going on, in seconds."""
-    longest = 0.0
-    for report in reports:
-        said = json.loads(report)
-        if abs(now - said.get("at", 0)) <= REPORT_SECONDS_MAX:
-            longest = max(longest, said.get("committing_seconds", 0.0))
-    return longest
+    return max((said.get("committing_seconds", 0.0) for said in reports.values()), default=0.0)

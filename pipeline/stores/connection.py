@@ -5,7 +5,10 @@ Every key of a partition carries the hash tag {p}, so that a partition lives who
 
 from __future__ import annotations
 
+import os
+import random
 import re
+import socket
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -207,6 +210,17 @@ def translated(partition: int | str | None = None) -> Iterator[None]:
         yield
     except RedisError as error:
         raise translate(error, partition) from error
+
+
+def now_seconds(client: redis.Redis) -> float:
+    """The server's clock, in seconds since the epoch."""
+    seconds, microseconds = client.time()
+    return seconds + microseconds / 1e6
+
+
+def process_name() -> str:
+    """What this process is called in Redis: its host, its pid, and something that no other of the same pid has had."""
+    return f"{socket.gethostname()}-{os.getpid()}-{random.getrandbits(32):08x}"
 
 
 def redact(text: str) -> str:

@@ -9,7 +9,7 @@ from redis.exceptions import RedisError
 
 from pipeline.errors import PipelineError, Unavailable
 from pipeline.stores import connection as keys
-from pipeline.stores.connection import Scripts, translate, translated
+from pipeline.stores.connection import Scripts, now_seconds, translate, translated
 
 MEMBERS = "workers"
 
@@ -17,8 +17,7 @@ MEMBERS = "workers"
 def live_members(client: redis.Redis, ttl_ms: int) -> list[str]:
     """Who has said within `ttl_ms` that it lives; without saying anything oneself."""
     with translated():
-        seconds, microseconds = client.time()
-        members = client.zrangebyscore(MEMBERS, seconds * 1000 + microseconds // 1000 - ttl_ms, "+inf")
+        members = client.zrangebyscore(MEMBERS, int(now_seconds(client) * 1000) - ttl_ms, "+inf")
     return sorted(member.decode() for member in members)
 
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 
 import redis
 
-from pipeline.stores.connection import REPORTS, translated
+from pipeline.stores.connection import REPORTS, now_seconds, translated
 
 REPORT_SECONDS_MAX = 20.0  # what was said longer ago is no longer true
 
@@ -20,11 +21,11 @@ class Reports:
     def put(self, name: str, facts: dict[str, object]) -> None:
         """Say it, and forget who has been silent for long. Unavailable: Redis is away."""
         with translated():
-            now = self._now()
+            now = now_seconds(self._redis)
             self._redis.hset(REPORTS, name, json.dumps({**facts, "at": now}))
-            old = [each for each, said in self._read().items() if abs(now - said["at"]) > REPORT_SECONDS_MAX]
-            if old:
-                self._redis.hdel(REPORTS, *old)
+            said = self._redis.hgetall(REPORTS)
+            if silent := {each.decode() for each in said} - recent(said, now, REPORT_SECONDS_MAX).keys():
+                self._redis.hdel(REPORTS, *silent)
 
     def remove(self, name: str) -> None:
         """It leaves."""
@@ -34,12 +35,10 @@ class Reports:
     def all(self) -> dict[str, dict]:
         """name -> what it said, by those who said something lately."""
         with translated():
-            now = self._now()
-            return {name: said for name, said in sorted(self._read().items()) if abs(now - said["at"]) <= REPORT_SECONDS_MAX}
+            return recent(self._redis.hgetall(REPORTS), now_seconds(self._redis), REPORT_SECONDS_MAX)
 
-    def _now(self) -> float:
-        seconds, micros = self._redis.time()
-        return seconds + micros / 1e6
 
-    def _read(self) -> dict[str, dict]:
-        return {name.decode(): json.loads(said) for name, said in self._redis.hgetall(REPORTS).items()}
+def recent(said: Mapping[bytes, bytes], now: float, seconds_max: float) -> dict[str, dict]:
+    """Of a hash of what each said, with the time in `at`, that which is not older."""
+    found = {name.decode(): json.loads(text) for name, text in sorted(said.items())}
+    return {name: each for name, each in found.items() if abs(now - each["at"]) <= seconds_max}

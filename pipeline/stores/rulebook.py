@@ -6,6 +6,7 @@ import difflib
 import json
 import re
 from datetime import UTC, datetime
+from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -165,7 +166,12 @@ class Rulebook:
 
 def limits_of(rulebook: Rulebook) -> Limits:
     """What the newest version says about admission."""
-    return read_document(rulebook.get().document).admission if rulebook.version() else Limits()
+    return _limits_in(rulebook.get().document) if rulebook.version() else Limits()
+
+
+@lru_cache(maxsize=1)
+def _limits_in(document: str) -> Limits:
+    return read_document(document).admission  # a large document takes a second, and is asked for every few
 
 
 def _version(number: int, raw: bytes) -> Version:

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import json
-import os
 import re
-import shutil
 import subprocess
 from pathlib import Path
 
-import pytest
 import yaml
 
 from monitoring.grafana.dashboard import FILE, ROWS, build
 from pipeline import metrics
+from tests.promtool import promtool
 
 ROOT = Path(__file__).parents[2]
 PROMETHEUS = ROOT / "monitoring" / "prometheus"
@@ -36,13 +34,9 @@ def used(queries) -> set[str]:
     return {name for query in queries for name in re.findall(r"\bpipeline_\w+", query)}
 
 
-def promtool(*arguments: str) -> str:
-    """Run it to its end; where it is missing the test is left out, but not in CI."""
-    tool = shutil.which("promtool") or shutil.which("promtool", path=ROOT / ".venv" / "tools" / "usr" / "bin")
-    if tool is None:
-        reason = "promtool is not here: apt-get install prometheus"
-        pytest.fail(reason) if os.environ.get("CI") else pytest.skip(reason)
-    done = subprocess.run([tool, *arguments], cwd=PROMETHEUS, capture_output=True, text=True, timeout=60)
+def checked(*arguments: str) -> str:
+    """Run promtool to its end."""
+    done = subprocess.run([promtool(), *arguments], cwd=PROMETHEUS, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 
@@ -73,12 +67,12 @@ def test_panels_have_a_place_of_their_own():
 
 
 def test_the_rules_are_valid():
-    assert f"{len(RULES)} rules found" in promtool("check", "rules", "rules.yml")
-    promtool("check", "config", "--syntax-only", "prometheus.yml")  # the token that it names is made by compose
+    assert f"{len(RULES)} rules found" in checked("check", "rules", "rules.yml")
+    checked("check", "config", "--syntax-only", "prometheus.yml")  # the token that it names is made by compose
 
 
 def test_each_rule_fires_when_it_should():
-    promtool("test", "rules", "rules_test.yml")
+    checked("test", "rules", "rules_test.yml")
 
 
 def test_each_rule_is_tried_and_says_what_to_do():
@@ -93,4 +87,4 @@ def test_each_query_of_the_dashboard_is_promql(tmp_path):
     queries = [query.replace("$__rate_interval", "1m") for query in QUERIES]
     rules = [{"record": f"panel:{number}", "expr": query} for number, query in enumerate(queries)]
     (tmp_path / "panels.yml").write_text(yaml.safe_dump({"groups": [{"name": "panels", "rules": rules}]}))
-    promtool("check", "rules", str(tmp_path / "panels.yml"))
+    checked("check", "rules", str(tmp_path / "panels.yml"))

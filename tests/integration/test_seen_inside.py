@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import json
-import shutil
 import subprocess
 import threading
 import time
-from pathlib import Path
 
 import httpx
 import pytest
 
 from pipeline.books import Ledger
 from tests.harness import Stack, eventually, free_port
+from tests.promtool import promtool
 
-ROOT = Path(__file__).parents[2]
 ROLES = {"worker": "worker", "notify": "notifier", "maintain": "maintenance"}
 
 
@@ -92,9 +90,7 @@ def test_numbers_follow_events_from_the_post_to_the_table(seen):
 
 
 def test_what_is_shown_passes_prometheus_own_check(seen):
-    tool = shutil.which("promtool") or shutil.which("promtool", path=ROOT / ".venv" / "tools" / "usr" / "bin")
-    if tool is None:
-        pytest.skip("promtool is not here: apt-get install prometheus")
+    tool = promtool()
     for port in (seen.port, *seen.ports.values()):
         text = httpx.get(f"http://127.0.0.1:{port}/metrics").text
         done = subprocess.run([tool, "check", "metrics"], input=text, capture_output=True, text=True, timeout=20)

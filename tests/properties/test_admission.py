@@ -25,9 +25,9 @@ from pipeline.core.admission import (
     decide,
     demand_of,
     read_rate,
-    refilled,
     water_level,
 )
+from pipeline.core.buckets import Bucket, filled, refilled
 
 TURN, STEP = 0.5, 0.1
 BODY_ROWS = 1000
@@ -56,7 +56,7 @@ class Loop:
         self._rng = random.Random(self.seed)
         devices = range(len(self.rates))
         self._unsent, self._next = dict.fromkeys(devices, 0.0), {device: self._rng.random() for device in devices}
-        self._tokens: dict[int, tuple[float, float]] = {}
+        self._tokens: dict[int, Bucket] = {}
         self._seen, self._ticks, self._waiting = Counter(), deque(maxlen=8), 0.0
         self._rate = self._read = self._turned = 0.0
 
@@ -97,11 +97,10 @@ class Loop:
         if self.decision.state == CLOSED:
             return admission.WAIT_SECONDS_MAX / admission.SPREAD
         level = self.decision.level
-        held, at = self._tokens.get(device, (level, self.now))
-        tokens = refilled(held, level, self.now - at)
-        taken = tokens > 0  # as `admit` does for many at once
-        self._tokens[device] = (tokens - rows * taken, self.now)
-        return None if taken else min(max((rows - tokens) / level, 1.0), admission.WAIT_SECONDS_MAX / admission.SPREAD)
+        bucket = refilled(self._tokens.get(device) or filled(level, self.now), level, self.now)
+        taken = bucket.level > 0  # as `admit` does for many at once
+        self._tokens[device] = bucket._replace(level=bucket.level - rows * taken)
+        return None if taken else min(max((rows - bucket.level) / level, 1.0), admission.WAIT_SECONDS_MAX / admission.SPREAD)
 
     def _work(self) -> None:
         can = self.capacity * STEP * self._rng.uniform(0.8, 1.2)

@@ -10,20 +10,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pipeline.core.buckets import BURST_SECONDS, Bucket, filled, refilled
 from pipeline.core.tokens import (
-    BURST_SECONDS,
     SCOPES,
-    Bucket,
     Token,
     allows,
     checked,
     devices_permitted,
     digest_of,
-    filled,
     from_record,
     matches,
     parts_of,
-    refilled,
     spelled,
     to_record,
     wait_seconds,
