@@ -6,6 +6,8 @@ What is in flight is not assumed but counted: the entries that the streams still
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import polars as pl
 import redis
 
@@ -14,7 +16,7 @@ from pipeline.core.semantics import Semantics
 from pipeline.stores.alertlog import NAMED
 from pipeline.stores.entries import to_batch
 from pipeline.stores.lake import Lake
-from pipeline.stores.streams import Streams
+from pipeline.stores.streams import Entry, Streams
 
 
 def balance(client: redis.Redis, lake: Lake, semantics: Semantics, partitions: int) -> dict[str, int | bool]:
@@ -28,15 +30,19 @@ def balance(client: redis.Redis, lake: Lake, semantics: Semantics, partitions: i
     for partition in range(partitions):
         entries = streams.outstanding(partition)
         position = stood[partition]
-        replayed = to_batch({partition: [entry for entry in entries if entry.id <= position]})
-        state = recover(partition, position, last_rows[partition], replayed, NAMED.to_frame(), semantics)
-        beyond = [entry for entry in entries if entry.id > position]
-        in_flight += state.open.height + sum(entry.event_count + entry.dead_letter_count for entry in beyond)
-        ahead[partition] = [entry.id for entry in beyond]
+        in_flight += _in_flight(partition, position, entries, last_rows[partition], semantics)
+        ahead[partition] = [entry.id for entry in entries if entry.id > position]
     in_flight -= lake.dead_lettered(ahead)
     counts = lake.counts()
     accounted = counts["aggregated"] + counts["late"] + counts["repeated"] + counts["dead_lettered"] + in_flight
     return {"accepted": accepted, **counts, "in_flight": in_flight, "balanced": accepted == accounted}
+
+
+def _in_flight(partition: int, position: int, entries: Sequence[Entry], last_rows: pl.DataFrame, semantics: Semantics) -> int:
+    """Events of entries that are not settled: rows of open windows at the position, and all that came in beyond it."""
+    replayed = to_batch({partition: [entry for entry in entries if entry.id <= position]})
+    state = recover(partition, position, last_rows, replayed, NAMED.to_frame(), semantics)
+    return state.open.height + sum(entry.event_count + entry.dead_letter_count for entry in entries if entry.id > position)
 
 
 ACCOUNTS = ("aggregated", "late", "repeated", "dead_lettered", "in_flight")
@@ -72,9 +78,7 @@ class Ledger:
         last_rows = still.last_rows(seen, self._semantics)
         for partition, *counts in counted.select("partition", *ACCOUNTS[:-1]).iter_rows():
             accepted, _, entries = seen[partition]
-            replayed = to_batch({partition: [entry for entry in entries if entry.id <= stood[partition]]})
-            state = recover(partition, stood[partition], last_rows[partition], replayed, NAMED.to_frame(), self._semantics)
-            in_flight = state.open.height + sum(e.event_count + e.dead_letter_count for e in entries if e.id > stood[partition])
+            in_flight = _in_flight(partition, stood[partition], entries, last_rows[partition], self._semantics)
             figures = dict(zip(ACCOUNTS, (*counts, in_flight), strict=True))
             self._figures[partition] = {"accepted": accepted, **figures, "imbalance": accepted - sum(figures.values())}
         if self._figures.keys() < set(self._partitions):
