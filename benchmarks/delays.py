@@ -19,6 +19,7 @@ import polars as pl
 from benchmarks.load import post_all, post_paced
 from benchmarks.system import DEFAULTS, System
 from benchmarks.workload import CONTENT_TYPES, START_MS, Workload
+from pipeline.core.recovery import Stand
 from pipeline.core.schema import AGGREGATES
 from pipeline.stores.catalog import open_catalog, write_catalog
 from pipeline.stores.lake import Lake
@@ -122,7 +123,7 @@ def write_history(system: System, series: int = HISTORY_SERIES, days: int = HIST
         )  # fmt: skip
         have = set(rows.columns)
         frame = rows.select(pl.col(n).cast(t) if n in have else pl.lit(None, t).alias(n) for n, t in AGGREGATES.items())
-        lake.commit("aggregates", frame, {0: days - day + 1}, {0: days - day or -1})
+        lake.commit("aggregates", frame, {0: Stand(days - day + 1)}, {0: days - day or -1})
     lake.refresh_series(system.semantics)
     return series * rows_a_day * days
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 import polars as pl
 
 from pipeline import metrics
+from pipeline.core.recovery import Stand
 from pipeline.errors import Fenced, Unavailable
 from pipeline.stores.alertlog import NAMED
 from pipeline.stores.lake import SIDE_TABLES, Lake
@@ -22,6 +23,7 @@ class Holding:
 
     token: int
     tables: dict[str, int] = field(default_factory=dict)  # table -> committed position; empty until it is recovered
+    incarnation: int = 0  # of the stream, as it was opened
     pending: list[int] = field(default_factory=list)  # entry ids, growing
     reread_after: int | None = None  # a reply got lost: read own history after this id before anything new
     alerts: pl.DataFrame = field(default_factory=NAMED.to_frame)  # as Redis has them
@@ -30,12 +32,12 @@ class Holding:
 
 @dataclass
 class Snapshot:
-    """What one commit makes durable: rows per table, and per partition the position and the entries still open there."""
+    """What one commit makes durable: rows per table, and per partition how far they stand for and the entries still open there."""
 
     rows: dict[str, list[pl.DataFrame]]
     tokens: dict[int, int]  # of the epoch that made it: a later one of ours has nothing to do with it
-    positions: dict[int, int]
-    open: pl.DataFrame  # the open rows at these positions
+    stands: dict[int, Stand]
+    open: pl.DataFrame  # the open rows there
     done: set[str] = field(default_factory=set)  # tables that are committed already
 
     def still_held(self, held: Mapping[int, Holding]) -> dict[int, Holding]:
@@ -54,13 +56,13 @@ def commit(snapshot: Snapshot, lake: Lake, held: Mapping[int, Holding], lost: di
             mine = snapshot.still_held(held)
             rows = pl.concat(snapshot.rows[table])
             made = rows["partition"].unique().to_list()
-            positions = {p: snapshot.positions[p] for p in made if p in snapshot.positions and p in mine}
-            if len(positions) < len(made):
-                rows = rows.filter(pl.col("partition").is_in(list(positions)))
+            stands = {p: snapshot.stands[p] for p in made if p in snapshot.stands and p in mine}
+            if len(stands) < len(made):
+                rows = rows.filter(pl.col("partition").is_in(list(stands)))
             try:
-                if positions:
+                if stands:
                     began = time.monotonic()
-                    lake.commit(table, rows, positions, {partition: mine[partition].tables[table] for partition in positions})
+                    lake.commit(table, rows, stands, {partition: mine[partition].tables[table] for partition in stands})
                     metrics.COMMIT_SECONDS.labels(table).observe(time.monotonic() - began)
                     metrics.ROWS_COMMITTED.labels(table).inc(rows.height)
             except Unavailable:
@@ -68,8 +70,8 @@ def commit(snapshot: Snapshot, lake: Lake, held: Mapping[int, Holding], lost: di
                 raise
             except Fenced as error:
                 lost[error.partition] = (mine[error.partition].token, str(error))
-                snapshot.positions.pop(error.partition)
+                snapshot.stands.pop(error.partition)
                 continue
-            for partition, position in positions.items():
-                mine[partition].tables[table] = position
+            for partition, stand in stands.items():
+                mine[partition].tables[table] = stand.position
             snapshot.done.add(table)

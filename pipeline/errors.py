@@ -15,6 +15,10 @@ class Unavailable(PipelineError):
     """A store does not answer, or is not ready. Back off with jitter and try again, bounded."""
 
 
+class Restarted(Unavailable):
+    """Redis was started again, or another one took over: open the partition again, then try again."""
+
+
 class Fenced(PipelineError):
     """A newer worker holds this partition. Drop the batch and stop; a retry cannot help."""
 

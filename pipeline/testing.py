@@ -11,14 +11,15 @@ from dataclasses import dataclass, field
 
 import polars as pl
 
-from pipeline.core.recovery import LAST_ROWS
+from pipeline.core.recovery import LAST_ROWS, Stand
 from pipeline.core.schema import SERIES_NAMES, entry_id, split_entry_id
 from pipeline.core.semantics import NEVER, Semantics
-from pipeline.errors import Fenced, Invalid, PipelineError, Unavailable
+from pipeline.errors import Fenced, Invalid, PipelineError, Restarted, Unavailable
 from pipeline.stores.alertlog import NAMED
+from pipeline.stores.connection import RUN_BITS
 from pipeline.stores.lake import TABLES
 from pipeline.stores.rulebook import Version
-from pipeline.stores.streams import Entry, Settlement
+from pipeline.stores.streams import Entry, Opened, Settlement
 
 
 class Crash(BaseException):
@@ -59,13 +60,17 @@ class _Stream:
     last: int = 0
     delivered: int = 0
     pending: list[int] = field(default_factory=list)
+    incarnation: int = 0
+    opened: int = 0
+    incarnations: dict[int, int] = field(default_factory=dict)  # of entries
 
 
 @dataclass
 class MemoryRedis:
-    """What a Redis holds. `now_ms` is its clock, moved by hand, either way."""
+    """What a Redis holds. `now_ms` is its clock, moved by hand, either way; `run` tells its starts apart."""
 
     now_ms: int = 1_700_000_000_000
+    run: int = 1
     partitions: int | None = None
     streams: dict[int, _Stream] = field(default_factory=dict)
     accepted: dict[int, int] = field(default_factory=dict)
@@ -84,14 +89,32 @@ class MemoryRedis:
         stream = self.streams[partition]
         stream.last = max(entry_id(self.now_ms, 0), stream.last + 1)
         stream.entries[stream.last] = Entry(stream.last, events, event_count)
+        stream.incarnation = stream.incarnations[stream.last] = self.incarnation(stream)
         self.appended.setdefault(partition, []).append(stream.entries[stream.last])
         self.accepted[partition] = self.accepted.get(partition, 0) + event_count
         return stream.last
+
+    def incarnation(self, stream: _Stream) -> int:
+        """Which incarnation of the stream it is now."""
+        number, run = divmod(stream.incarnation, 1 << RUN_BITS)
+        return stream.incarnation if run == self.run else (number + 1) << RUN_BITS | self.run
+
+    def power_cut(self, before: MemoryRedis) -> None:
+        """It starts again with what it held at an earlier moment (a deep copy of it)."""
+        kept = {"now_ms": self.now_ms, "run": self.run + 1, "appended": self.appended}
+        vars(self).update(vars(before) | kept)
 
     def holder(self, partition: int | str) -> tuple[int, str] | None:
         """(token, owner) of the lease that runs now."""
         token, owner, until = self.leases.get(partition, (0, "", 0))
         return (token, owner) if until > self.now_ms else None
+
+    def opened(self, partition: int) -> _Stream:
+        """The stream of a partition. Restarted: its holder has not opened it in this incarnation."""
+        stream = self.streams.get(partition, _Stream())
+        if stream.opened != self.incarnation(stream):
+            raise Restarted("Redis was started again, or another one took over")
+        return stream
 
     def fence(self, partition: int, token: int) -> None:
         """Fenced unless this is the token of the lease that runs."""
@@ -124,18 +147,34 @@ class MemoryStreams:
         if self._redis.partitions != partitions:
             raise Invalid(f"this Redis holds streams of {self._redis.partitions} partitions, not PIPELINE_PARTITIONS={partitions}")
 
-    def open(self, partition: int, token: int, position: int, newest: int, accepted: int) -> bool:
-        return self._wire.call(self._open, partition, token, position, newest, accepted)
+    def open(self, partition: int, token: int, position: int, newest: int, stands: Iterable[Stand], accepted: int | None) -> Opened:
+        return self._wire.call(self._open, partition, token, position, newest, list(stands), accepted)
 
-    def _open(self, partition: int, token: int, position: int, newest: int, accepted: int) -> bool:
+    def _open(self, partition: int, token: int, position: int, newest: int, stands: list[Stand], accepted: int | None) -> Opened:
         self._redis.fence(partition, token)
         made = partition not in self._redis.streams
+        if made and accepted is None:
+            raise Fenced(partition, "its stream is gone: Redis lost its memory")
         if made:
             self._redis.streams[partition] = _Stream(delivered=max(position, 0))
             self._redis.accepted[partition] = accepted
         stream = self._redis.streams[partition]
         stream.last = max(stream.last, newest)  # ids must not run backwards
-        return made
+        stream.incarnation = stream.opened = current = self._redis.incarnation(stream)
+
+        def unseen(entry: int) -> bool:
+            of = stream.incarnations[entry]
+            later = {stand for stand in stands if stand.incarnation and entry <= stand.position and of != stand.incarnation}
+            return any(of == current or of >> RUN_BITS >= stand.incarnation >> RUN_BITS for stand in later)
+
+        moved = [entry for entry in stream.entries if unseen(entry)]
+        for number in moved:
+            entry = stream.entries.pop(number)
+            stream.last = max(entry_id(self._redis.now_ms, 0), stream.last + 1)
+            stream.entries[stream.last] = entry._replace(id=stream.last)
+            stream.incarnations[stream.last] = current
+        stream.pending = [entry for entry in stream.pending if entry not in moved]
+        return Opened(made, current, len(moved))
 
     def exists(self, partition: int) -> bool:
         return self._wire.call(lambda: partition in self._redis.streams)
@@ -143,9 +182,7 @@ class MemoryStreams:
     def read(self, leases: Mapping[int, int], count: int, after: Mapping[int, int | None]) -> dict[int, list[Entry] | PipelineError]:
         def one(partition: int) -> list[Entry]:
             self._redis.fence(partition, leases[partition])
-            stream = self._redis.streams.get(partition)
-            if stream is None:
-                raise Fenced(partition, "its stream is gone: Redis lost its memory")
+            stream = self._redis.opened(partition)
             if after.get(partition) is not None:
                 ids = [entry for entry in stream.pending if entry > after[partition]][:count]
                 return [stream.entries.get(entry, Entry(entry, lost=True)) for entry in ids]
@@ -164,7 +201,7 @@ class MemoryStreams:
         def one(partition: int) -> None:
             token, settled, trim_before = settlements[partition]
             self._redis.fence(partition, token)
-            stream, gone = self._redis.streams[partition], set(settled)
+            stream, gone = self._redis.opened(partition), set(settled)
             stream.pending = [entry for entry in stream.pending if entry not in gone]
             stream.entries = {number: entry for number, entry in stream.entries.items() if number >= trim_before}
 
@@ -179,7 +216,7 @@ class MemoryStreams:
 
     def _tick(self, partition: int, token: int, interval_ms: int) -> None:
         self._redis.fence(partition, token)
-        if self._redis.now_ms - split_entry_id(self._redis.streams[partition].last)[0] >= interval_ms:
+        if self._redis.now_ms - split_entry_id(self._redis.opened(partition).last)[0] >= interval_ms:
             self._redis.append(partition)
 
     def peek(self, partition: int, after: int, count: int) -> list[Entry]:
@@ -325,10 +362,10 @@ class MemoryReports:
 
 @dataclass
 class MemoryTables:
-    """What the tables of a lake hold: rows as the core makes them, and each partition's position in each table."""
+    """What the tables of a lake hold: rows as the core makes them, and how far each partition stands in each table."""
 
     rows: dict[str, list[pl.DataFrame]] = field(default_factory=lambda: {name: [] for name in TABLES})
-    positions: dict[tuple[str, int], int] = field(default_factory=dict)
+    stands: dict[tuple[str, int], Stand] = field(default_factory=dict)
 
     def table(self, name: str) -> pl.DataFrame | None:
         """All rows of a table; None: it has none."""
@@ -345,20 +382,20 @@ class MemoryLake:
     def create(self, semantics: Semantics, partitions: int) -> None:
         """They are there."""
 
-    def positions(self, table: str, partitions: Iterable[int]) -> dict[int, int]:
+    def stands(self, table: str, partitions: Iterable[int]) -> dict[int, Stand]:
         wanted = list(partitions)
-        return self._wire.call(lambda: {partition: self._tables.positions.get((table, partition), -1) for partition in wanted})
+        return self._wire.call(lambda: {partition: self._tables.stands.get((table, partition), Stand()) for partition in wanted})
 
-    def commit(self, table: str, rows: pl.DataFrame, positions: Mapping[int, int], expected: Mapping[int, int]) -> None:
-        self._wire.call(self._commit, table, rows, positions, expected)
+    def commit(self, table: str, rows: pl.DataFrame, stands: Mapping[int, Stand], expected: Mapping[int, int]) -> None:
+        self._wire.call(self._commit, table, rows, stands, expected)
 
-    def _commit(self, table: str, rows: pl.DataFrame, positions: Mapping[int, int], expected: Mapping[int, int]) -> None:
-        for partition in positions:
-            found = self._tables.positions.get((table, partition), -1)
+    def _commit(self, table: str, rows: pl.DataFrame, stands: Mapping[int, Stand], expected: Mapping[int, int]) -> None:
+        for partition in stands:
+            found = self._tables.stands.get((table, partition), Stand()).position
             if found != expected[partition]:
                 raise Fenced(partition, f"the lake stands at position {found}, not at {expected[partition]}: another worker has written")
         self._tables.rows[table].append(rows)
-        self._tables.positions.update({(table, partition): position for partition, position in positions.items()})
+        self._tables.stands.update({(table, partition): stand for partition, stand in stands.items()})
 
     def last_rows(self, partitions: Iterable[int], semantics: Semantics) -> dict[int, pl.DataFrame]:
         wanted = sorted(partitions)

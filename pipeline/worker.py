@@ -21,10 +21,10 @@ from pipeline import metrics, watch
 from pipeline.commits import COMMIT_ORDER, Holding, Snapshot, commit
 from pipeline.core.assignment import plan
 from pipeline.core.batch import Output, State
-from pipeline.core.recovery import recover
+from pipeline.core.recovery import Stand, recover
 from pipeline.core.rules import SEVERITIES
 from pipeline.core.schema import SERIES_NAMES
-from pipeline.errors import Fenced, PipelineError, Unavailable
+from pipeline.errors import Fenced, PipelineError, Restarted, Unavailable
 from pipeline.health import COMMIT_PATIENCE_SECONDS, Health
 from pipeline.isolation import step_safely
 from pipeline.rulekeeper import RuleKeeper
@@ -32,7 +32,7 @@ from pipeline.settings import Settings, backoff_seconds, semantics_of
 from pipeline.stores.alertlog import NAMED
 from pipeline.stores.connection import process_name
 from pipeline.stores.entries import portions, to_batch
-from pipeline.stores.streams import Entry, Settlement
+from pipeline.stores.streams import Entry, Settlement, history
 from pipeline.workerstores import Stores, connected
 
 log = logging.getLogger("worker")
@@ -193,13 +193,14 @@ class Worker:
 
     def _recover_all(self, tokens: dict[int, int]) -> None:
         began = self._clock()
-        stood = {table: self._reading_lake.positions(table, tokens) for table in COMMIT_ORDER}
+        stood = {table: self._reading_lake.stands(table, tokens) for table in COMMIT_ORDER}
         last_rows = self._reading_lake.last_rows(tokens, self._semantics)
         for partition in tokens:
             holding = self._held[partition]
-            holding.tables = {table: positions[partition] for table, positions in stood.items()}
+            stands = [found[partition] for found in stood.values()]
+            holding.tables = {table: found[partition].position for table, found in stood.items()}
             try:
-                self._recover_one(partition, holding, last_rows[partition])
+                self._recover_one(partition, holding, stands, last_rows[partition])
             except Fenced as error:
                 self._drop([partition], str(error))
         metrics.RECOVERY_SECONDS.observe(self._clock() - began)
@@ -207,23 +208,26 @@ class Worker:
         names, told = ", ".join(map(str, held)), {"partitions": sorted(tokens), "holding": held}
         log.info("took %d partitions in %.2f s; holding %s", len(tokens), self._clock() - began, names, extra=told)
 
-    def _recover_one(self, partition: int, holding: Holding, last_rows: pl.DataFrame) -> None:
+    def _recover_one(self, partition: int, holding: Holding, stands: list[Stand], last_rows: pl.DataFrame) -> None:
         position = holding.tables["aggregates"]
         accounted = 0
         if position >= 0 and not self._streams.exists(partition):
             accounted = self._reading_lake.accounted([partition])[partition]
             where = {"partitions": [partition]}
             log.warning("partition %d: Redis lost its stream; it goes on at the committed position %d", partition, position, extra=where)
-        stands, alerts = self._alertlog.load(partition)
-        newest = max(stands, *holding.tables.values())
-        self._streams.open(partition, holding.token, position, newest, accounted)
-        pending = self._history(partition, holding.token, newest)
+        raised, alerts = self._alertlog.load(partition)
+        newest = max(raised, *holding.tables.values())
+        self._open(partition, newest, stands, accounted)
+        pending: list[Entry] = []
+        for page in history(self._streams, partition, holding.token, newest, self._settings.read_entries_max):
+            self.health.moved()
+            pending += page
         before = [entry for entry in pending if entry.id <= position]
         state = recover(partition, position, last_rows, to_batch({partition: before}), alerts, self._semantics)
         holding.pending = [entry.id for entry in pending]
         holding.alerts = alerts
         # Tables, and alerts, that are ahead of `aggregates` have these rows already: cut exactly there.
-        ahead = {table: at for table, at in (*holding.tables.items(), ("alerts", stands)) if at > position}
+        ahead = {table: at for table, at in (*holding.tables.items(), ("alerts", raised)) if at > position}
         rest = [entry for entry in pending if entry.id > position]
         for stop in sorted(set(ahead.values())):
             upto, rest = [e for e in rest if e.id <= stop], [e for e in rest if e.id > stop]
@@ -239,26 +243,15 @@ class Worker:
             self._keep(output, state)
         self._state = self._state.with_partition(state)
 
-    def _history(self, partition: int, token: int, newest: int) -> list[Entry]:
-        """All pending entries of a partition: delivered to a holder before, and not settled.
-
-        A Redis that lost the last second may have forgotten that it delivered them: up to `newest`, the last that any table
-        or the alerts stand for, new entries are history, too.
-        """
-        entries: list[Entry] = []
-        after: int | None = 0
-        while True:
-            self.health.moved()
-            reply = self._streams.read({partition: token}, self._settings.read_entries_max, {partition: after})[partition]
-            if isinstance(reply, PipelineError):
-                raise reply
-            entries += reply
-            if reply and after is not None:
-                after = reply[-1].id
-            elif (not reply and after is None) or (entries and entries[-1].id >= newest):
-                return entries
-            else:
-                after = None
+    def _open(self, partition: int, newest: int, stands: list[Stand], accounted: int | None = None) -> None:
+        """Open the stream, at a start or in a Redis that was started again: what was made of it may be ahead of what Redis knows."""
+        holding = self._held[partition]
+        self.health.moved()
+        opened = self._streams.open(partition, holding.token, holding.tables["aggregates"], newest, stands, accounted)
+        holding.incarnation = opened.incarnation
+        if opened.moved:
+            told = "partition %d: Redis forgot its last moments, and its clock is behind them; %d entries that came since were moved"
+            log.warning(told, partition, opened.moved, extra={"partitions": [partition]})
 
     @staticmethod
     def _numbered(alerts: pl.DataFrame, state: State) -> pl.DataFrame:
@@ -296,6 +289,12 @@ class Worker:
             holding = self._held[partition]
             if isinstance(reply, Fenced):
                 self._lost[partition] = (holding.token, str(reply))
+            elif isinstance(reply, Restarted):
+                position = self._state.positions[partition]
+                try:
+                    self._open(partition, position, [Stand(position, holding.incarnation)])
+                except Fenced as error:
+                    self._lost[partition] = (holding.token, str(error))
             elif isinstance(reply, PipelineError):
                 failed = reply
                 holding.reread_after = max(self._state.positions[partition], holding.pending[-1] if holding.pending else 0)
@@ -398,7 +397,8 @@ class Worker:
         self._made_rows = 0
         rows = {table: rows for table, rows in made.items() if rows}
         tokens = {partition: holding.token for partition, holding in self._held.items()}
-        return Snapshot(rows, tokens, dict(self._state.positions), self._state.open)
+        stands = {p: Stand(at, self._held[p].incarnation) for p, at in self._state.positions.items()}
+        return Snapshot(rows, tokens, stands, self._state.open)
 
     def _commit_until_done(self, snapshot: Snapshot) -> Snapshot | None:
         """Commit a snapshot, however long the lake is away; None: given up at the stop.
@@ -428,7 +428,7 @@ class Worker:
         still = snapshot.open.select("partition", "entry").unique().group_by("partition").agg("entry")
         unsettled = {partition: set(entries) for partition, entries in still.iter_rows()}
         settlements, held = {}, snapshot.still_held(self._held)
-        for partition, position in snapshot.positions.items():
+        for partition, (position, _) in snapshot.stands.items():
             holding, kept = held.get(partition), unsettled.get(partition, set())
             if partition in self._lost:  # rows of it were refused: what looks done in our state is not
                 continue

@@ -6,6 +6,8 @@ position are counted already, all others are open. Entries after the position ar
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import polars as pl
 
 from pipeline.core.batch import SERIES, Batch, State
@@ -27,6 +29,13 @@ LAST_ROWS = pl.Schema(
         "closed_to": pl.Int64(),
     }
 )
+
+
+class Stand(NamedTuple):
+    """How far a thing that outlives a Redis has come in a partition: entry id, and the incarnation of the stream that it read."""
+
+    position: int = -1
+    incarnation: int = 0  # none is known
 
 
 def recover(partition: int, position: int, last_rows: pl.DataFrame, replayed: Batch, active: pl.DataFrame, semantics: Semantics) -> State:

@@ -30,7 +30,7 @@ from redis.exceptions import (
 from redis.retry import Retry
 
 from pipeline.core.schema import entry_id, split_entry_id
-from pipeline.errors import Fenced, Invalid, PipelineError, Unavailable
+from pipeline.errors import Fenced, Invalid, PipelineError, Restarted, Unavailable
 from pipeline.settings import Settings
 from pipeline.stores.cluster import AsyncCluster, Cluster, is_cluster, parsed
 
@@ -39,6 +39,7 @@ CONSUMER = b"holder"  # a fixed name: a partition has one holder, the next one r
 REPORTS = "reports"  # a hash: what each process last said of itself
 PARTITIONS = "telemetry:partitions"  # how many there are, for all who hash devices into them
 PROBE = "telemetry:probe"  # written to see whether writing works
+RUN_BITS = 32  # of an incarnation, that tell one run of a Redis server from another
 _LUA = Path(__file__).parent / "lua"
 
 
@@ -75,9 +76,11 @@ def alerts_key(partition: int) -> str:
 
 
 def script(name: str) -> str:
-    """The text of a Lua script; those of a holder begin with the comparison of its fencing token."""
+    """The text of a Lua script, after those that its first line names: what many have in common."""
     text = (_LUA / f"{name}.lua").read_text()
-    return (_LUA / "fence.lua").read_text() + text if text.startswith("-- fenced") else text
+    first = text.partition("\n")[0]
+    common = first.removeprefix("-- after: ").split(", ") if first.startswith("-- after: ") else []
+    return "".join((_LUA / f"{each}.lua").read_text() for each in common) + text
 
 
 class Copies(NamedTuple):
@@ -194,6 +197,10 @@ def translate(error: RedisError, partition: int | str | None = None) -> Pipeline
     text = str(error)
     if "FENCED" in text and partition is not None:
         return Fenced(partition, text[text.index("FENCED") + 7 :])
+    if "NOGROUP" in text and partition is not None:  # Redis lost its memory under its holder: give the lease up, and open it again
+        return Fenced(partition, "its stream is gone: Redis lost its memory")
+    if "REOPEN" in text:
+        return Restarted(text[text.index("REOPEN") + 7 :])
     if "NOSTREAM" in text:
         return Unavailable(f"partition {partition} has no stream: no worker has opened it yet")
     if isinstance(error, (BusyLoadingError, ConnectionError, TimeoutError, OutOfMemoryError, ReadOnlyError)) or text.startswith(
@@ -236,6 +243,17 @@ def parse_id(raw: bytes) -> int:
     if split_entry_id(entry) != (int(milliseconds), int(sequence)):
         raise Invalid(f"stream id {raw.decode()} does not fit into 64 bits")
     return entry
+
+
+def parse_incarnation(raw: bytes) -> int:
+    """The Int64 form of an incarnation, "number-run": the later one is the greater."""
+    number, run = raw.split(b"-")
+    return int(number) << RUN_BITS | int(run)
+
+
+def format_incarnation(incarnation: int) -> str:
+    """The inverse."""
+    return f"{incarnation >> RUN_BITS}-{incarnation & ((1 << RUN_BITS) - 1)}"
 
 
 def format_id(entry: int) -> str:

@@ -20,7 +20,7 @@ import pyarrow as pa
 from deltalake import ColumnProperties, CommitProperties, DeltaTable, Transaction, WriterProperties, write_deltalake
 from deltalake.exceptions import CommitFailedError, DeltaError, TableNotFoundError
 
-from pipeline.core.recovery import LAST_ROWS
+from pipeline.core.recovery import LAST_ROWS, Stand
 from pipeline.core.schema import AGGREGATES, ANOMALIES, DEAD_ROWS, LATE, SERIES_NAMES, log_time
 from pipeline.core.semantics import NEVER, Semantics
 from pipeline.errors import Fenced, Invalid, Unavailable
@@ -83,6 +83,11 @@ def _rows(frame: pl.DataFrame, table: str) -> pa.Table:
 def txn(partition: int) -> str:
     """The name under which Delta keeps a partition's position."""
     return f"telemetry/{partition}"
+
+
+def incarnation_txn(partition: int) -> str:
+    """The name under which it keeps which incarnation of the stream that position is of."""
+    return f"telemetry/{partition}/incarnation"
 
 
 class Lake:
@@ -211,15 +216,24 @@ class Lake:
         """The committed position of each partition in a table; -1: none yet."""
         return self._positions(self._refresh(table), table, partitions)
 
-    def commit(self, table: str, rows: pl.DataFrame, positions: Mapping[int, int], expected: Mapping[int, int]) -> None:
-        """Commit rows and the positions (partition -> entry id) they stand for, as one.
+    def stands(self, table: str, partitions: Iterable[int]) -> dict[int, Stand]:
+        """The committed position of each partition in a table, and the incarnation of the stream that it is of."""
+        handle = self._refresh(table)
+        found = self._positions(handle, table, partitions)
+        with self._reading(table):
+            return {p: Stand(at, handle.transaction_version(incarnation_txn(p)) or 0) for p, at in found.items()}
+
+    def commit(self, table: str, rows: pl.DataFrame, stands: Mapping[int, Stand], expected: Mapping[int, int]) -> None:
+        """Commit rows and how far in the streams (by partition) they stand for, as one.
 
         `expected`: the positions that this writer believes the table to have. Fenced, for the first partition of which
         that is not so: another holder has written. A reply that got lost is settled by the same comparison.
         """
         data = _rows(rows, table)
+        positions = {partition: stand.position for partition, stand in stands.items()}
+        incarnations = [Transaction(incarnation_txn(p), stand.incarnation) for p, stand in stands.items() if stand.incarnation]
         properties = CommitProperties(
-            app_transactions=[Transaction(txn(partition), position) for partition, position in positions.items()],
+            app_transactions=[*(Transaction(txn(p), position) for p, position in positions.items()), *incarnations],
             max_commit_retries=self._retries,
         )
         handle = self._handle(table)
@@ -237,7 +251,7 @@ class Lake:
             except (DeltaError, OSError) as error:
                 refused = error
             handle = self._refresh(table)
-            if self._positions(handle, table, positions) == dict(positions):
+            if self._positions(handle, table, positions) == positions:
                 return  # it is ours: only the reply was lost
             if attempt and not isinstance(refused, CommitFailedError):
                 break

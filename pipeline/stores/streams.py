@@ -5,19 +5,35 @@ Every effect of a holder is a Lua script that compares its fencing token first: 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import redis
 import redis.asyncio
 from redis.exceptions import NoScriptError, RedisError
 
-from pipeline.errors import Fenced, Invalid, PipelineError, Unavailable
+from pipeline.core.recovery import Stand
+from pipeline.errors import Invalid, PipelineError, Unavailable
 from pipeline.stores import connection as keys
 from pipeline.stores.cluster import AsyncCluster, Cluster
-from pipeline.stores.connection import CONSUMER, GROUP, NO_COPIES, Copies, Scripts, format_id, parse_id, script, translate, translated
+from pipeline.stores.connection import (
+    CONSUMER,
+    GROUP,
+    NO_COPIES,
+    Copies,
+    Scripts,
+    format_id,
+    format_incarnation,
+    parse_id,
+    parse_incarnation,
+    script,
+    translate,
+    translated,
+)
 
 COUNT_DIGITS_MAX = 9  # of the events of one entry
+AOF_SYNC_SECONDS = 2.0  # within which `appendfsync everysec` has brought to the disk what was written before
 
 
 class Group(NamedTuple):
@@ -48,6 +64,14 @@ class Entry(NamedTuple):
     dead_letters: bytes = b""
     dead_letter_count: int = 0
     lost: bool = False
+
+
+class Opened(NamedTuple):
+    """What `open` did."""
+
+    made: bool  # stream and group were absent
+    incarnation: int
+    moved: int  # entries that had ids behind what was read before them
 
 
 class Backlog(NamedTuple):
@@ -182,15 +206,22 @@ class Streams:
             wanted = f"PIPELINE_PARTITIONS={partitions}"
             raise Invalid(f"this Redis holds streams of {found} partitions, not {wanted}: set that, or use another Redis")
 
-    def open(self, partition: int, token: int, position: int, newest: int, accepted: int) -> bool:
-        """Make stream and group at the committed position where they are absent; True where they were. Ids go on after `newest`.
+    def open(self, partition: int, token: int, position: int, newest: int, stands: Iterable[Stand], accepted: int | None) -> Opened:
+        """Make stream and group at the committed position where they are absent, and let ids go on after `newest`.
 
-        `accepted`: events of this partition that the lake accounts for; the books of a Redis that lost its memory start from it.
+        `stands`: of each table, or of the holder's own state. Entries behind one of them that it cannot have read are moved: they
+        came after Redis had forgotten its last moments. `accepted`: events of this partition that the lake accounts for; the
+        books of a Redis that lost its memory start from it. None: the stream must be there, else Fenced.
         """
-        arguments = [token, GROUP, format_id(position), accepted, format_id(newest)]
+        arguments: list = [token, GROUP, format_id(position), "" if accepted is None else accepted, format_id(newest)]
+        for stand in stands:
+            if stand.incarnation:
+                arguments += [format_id(stand.position), format_incarnation(stand.incarnation)]
         with translated(partition):
-            lease, stream, books = keys.lease_key(partition), keys.stream_key(partition), keys.books_key(partition)
-            return bool(self._scripts.call("open", [lease, stream, books], arguments))
+            made, incarnation, moved = self._scripts.call("open", _holder_keys(partition), arguments)
+        if moved:  # nothing may be made of these before the disk has them: else a second loss would bring back their old ids
+            time.sleep(AOF_SYNC_SECONDS)
+        return Opened(bool(made), parse_incarnation(incarnation), moved)
 
     def exists(self, partition: int) -> bool:
         """Whether the partition has its stream."""
@@ -201,14 +232,13 @@ class Streams:
         """At most `count` entries of each partition (partition -> token) in one round trip.
 
         `after[p]` None reads new entries; an id reads the holder's own pending entries after it: at a start, and after
-        a reply that got lost. Errors are per partition: Fenced, or Unavailable.
+        a reply that got lost. Errors are per partition: Fenced, Restarted, or Unavailable.
         """
         calls = []
         for partition, token in leases.items():
             since = after.get(partition)
             position = ">" if since is None else format_id(since)
-            where = [keys.lease_key(partition), keys.stream_key(partition), keys.books_key(partition)]
-            calls.append((where, [token, GROUP, CONSUMER, count, position, int(bool(self._copies.least))]))
+            calls.append((_holder_keys(partition), [token, GROUP, CONSUMER, count, position, int(bool(self._copies.least))]))
         try:
             replies = self._scripts.calls("read", calls, self._copies)
         except (RedisError, OSError) as error:
@@ -218,12 +248,11 @@ class Streams:
     def settle(self, settlements: Mapping[int, Settlement]) -> dict[int, PipelineError]:
         """Per partition acknowledge entries and trim what lies before the oldest unsettled one, all in one round trip.
 
-        What failed, and how: Fenced, or Unavailable. Nothing unread or unsettled may lie before `trim_before`.
+        What failed, and how: Fenced, Restarted, or Unavailable. Nothing unread or unsettled may lie before `trim_before`.
         """
         calls = []
         for partition, (token, entries, trim_before) in settlements.items():
-            where = [keys.lease_key(partition), keys.stream_key(partition)]
-            calls.append((where, [token, GROUP, format_id(trim_before), *map(format_id, entries)]))
+            calls.append((_holder_keys(partition), [token, GROUP, format_id(trim_before), *map(format_id, entries)]))
         try:
             replies = self._scripts.calls("settle", calls)
         except (RedisError, OSError) as error:
@@ -231,9 +260,9 @@ class Streams:
         return {p: translate(reply, p) for p, reply in zip(settlements, replies, strict=True) if isinstance(reply, RedisError)}
 
     def tick(self, partition: int, token: int, interval_ms: int) -> None:
-        """Append an empty entry if the partition has had none for `interval_ms`."""
+        """Append an empty entry if the partition has had none for `interval_ms`. Restarted: it must be opened again."""
         with translated(partition):
-            self._scripts.call("tick", [keys.lease_key(partition), keys.stream_key(partition)], [token, interval_ms])
+            self._scripts.call("tick", _holder_keys(partition), [token, interval_ms])
 
     def backlog(self, partitions: Sequence[int]) -> dict[int, Backlog]:
         """How far its readers are behind, per partition, in one round trip. Without a lease and without effect."""
@@ -296,6 +325,33 @@ class Streams:
             self._redis.hincrby(keys.books_key(partition), "expired", events)
 
 
+def history(streams: Streams, partition: int, token: int, newest: int, count: int) -> Iterator[list[Entry]]:
+    """All pending entries of a partition, at most `count` a page: delivered to a holder before, and not settled.
+
+    A Redis that lost the last second may have forgotten that it delivered them: up to `newest`, the last that any table or the
+    alerts stand for, new entries are history, too. Raises what `read` tells.
+    """
+    after: int | None = 0
+    last = -1
+    while True:
+        reply = streams.read({partition: token}, count, {partition: after})[partition]
+        if isinstance(reply, PipelineError):
+            raise reply
+        if reply:
+            yield reply
+            last = reply[-1].id
+        if reply and after is not None:
+            after = last
+        elif (not reply and after is None) or last >= newest:
+            return
+        else:
+            after = None
+
+
+def _holder_keys(partition: int) -> list[str]:
+    return [keys.lease_key(partition), keys.stream_key(partition), keys.books_key(partition)]
+
+
 def backlog_of(reply: list[int]) -> Backlog:
     """What the script `backlog` answers."""
     entries, events, oldest_ms, stream_bytes, read_events = reply
@@ -304,8 +360,6 @@ def backlog_of(reply: list[int]) -> Backlog:
 
 def _entries(partition: int, reply: object) -> list[Entry] | PipelineError:
     if isinstance(reply, RedisError):
-        if "NOGROUP" in str(reply):  # Redis lost its memory under us: give the lease up, and open the partition again
-            return Fenced(partition, "its stream is gone: Redis lost its memory")
         return translate(reply, partition)
     if not reply:
         return []

@@ -5,8 +5,9 @@ from __future__ import annotations
 import polars as pl
 import pytest
 
+from pipeline.core.recovery import Stand
 from pipeline.core.schema import entry_id
-from pipeline.errors import Fenced, Unavailable
+from pipeline.errors import Fenced, Restarted, Unavailable
 from pipeline.stores.alertlog import NAMED
 from pipeline.stores.streams import Settlement
 from tests.contract.conftest import emptied
@@ -30,7 +31,7 @@ def token(world):
 
 def held(world, owner="a", partition=0, position=-1, newest=None):
     token = world.leases(owner).acquire(partition)
-    world.streams().open(partition, token, position, position if newest is None else newest, 0)
+    world.streams().open(partition, token, position, position if newest is None else newest, [], 0)
     return token
 
 
@@ -111,6 +112,73 @@ def test_ids_go_on_after_the_position_where_redis_lost_the_end_of_a_stream(world
     newer = held(world, "b", position=ahead)
     assert newer > token
     assert world.append() > ahead
+
+
+AHEAD = entry_id(4_000_000_000_000, 0)  # of every clock, so that ids go by the last one
+
+
+def read_and_forgotten(world):
+    """A stream of two entries whose second was read and forgotten, and a third one that got its id: token, the first, what stands."""
+    token = world.leases("a").acquire(0)
+    opened = world.streams().open(0, token, AHEAD, AHEAD, [], 0)
+    first = world.append()
+    saved = world.saved(0)
+    second = world.append()
+    assert [entry.id for entry in world.streams().read({0: token}, 10, {})[0]] == [first, second]
+    world.restart(0, saved)
+    assert world.append() == second
+    return token, first, Stand(second, opened.incarnation)
+
+
+def test_nothing_is_read_settled_or_added_in_a_redis_that_was_started_again_until_it_is_opened(world):
+    """Settling up to what was read would take with it what came since under the same ids."""
+    token, first, stands = read_and_forgotten(world)
+    streams = world.streams()
+    assert isinstance(streams.read({0: token}, 10, {})[0], Restarted)
+    assert isinstance(streams.read({0: token}, 10, {0: 0})[0], Restarted)
+    assert isinstance(streams.settle({0: Settlement(token, [first, stands.position], stands.position + 1)})[0], Restarted)
+    with pytest.raises(Restarted):
+        streams.tick(0, token, 0)
+    assert [entry.id for entry in streams.peek(0, 0, 10)] == [first, stands.position]
+
+
+def test_entries_that_got_the_ids_of_forgotten_ones_are_moved_behind_them(world):
+    """Once: neither the same holder nor the next moves them again."""
+    token, first, stands = read_and_forgotten(world)
+    streams = world.streams()
+    opened = streams.open(0, token, AHEAD, stands.position, [stands], None)
+    assert (opened.made, opened.moved) == (False, 1) and opened.incarnation > stands.incarnation
+    _, entry = streams.read({0: token}, 10, {})[0]
+    assert entry.id > stands.position and entry.events == b"payload"
+    assert streams.open(0, token, AHEAD, entry.id, [Stand(entry.id, opened.incarnation)], None).moved == 0
+    assert [each.id for each in streams.peek(0, 0, 10)] == [first, entry.id]
+
+
+def test_the_next_holder_moves_them_by_what_the_lake_says(world):
+    """The tables stand in different incarnations: what one of them cannot have read is moved, and nothing else."""
+    token, first, stands = read_and_forgotten(world)
+    world.expire(0)
+    token = world.leases("b").acquire(0)
+    opened = world.streams().open(0, token, AHEAD, stands.position, [Stand(first, stands.incarnation), Stand(), stands], 0)
+    assert opened.moved == 1
+    after = world.append()
+    assert [entry.id for entry in world.streams().read({0: token}, 10, {})[0]] == [first, stands.position + 1, after]
+    world.restart(0, world.saved(0))
+    opened = world.streams().open(0, token, AHEAD, after, [Stand(first, stands.incarnation), Stand(after, opened.incarnation)], None)
+    assert opened.moved == 0
+
+
+def test_a_lake_of_which_no_incarnation_is_known_moves_nothing(world):
+    token, _, stands = read_and_forgotten(world)
+    assert world.streams().open(0, token, AHEAD, stands.position, [Stand(stands.position)], None).moved == 0
+
+
+def test_a_stream_that_is_gone_is_not_made_again_by_who_only_goes_on(world):
+    token = held(world)
+    world.forget()
+    token = world.leases("a").acquire(0)
+    with pytest.raises(Fenced, match="Redis lost its memory"):
+        world.streams().open(0, token, 5, 5, [], None)
 
 
 def test_a_tick_comes_only_where_nothing_came(world):

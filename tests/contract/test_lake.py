@@ -12,7 +12,7 @@ import pytest
 
 from pipeline.books import balance
 from pipeline.core.batch import State, step
-from pipeline.core.recovery import LAST_ROWS
+from pipeline.core.recovery import LAST_ROWS, Stand
 from pipeline.core.semantics import NEVER
 from pipeline.errors import Fenced, Invalid, Unavailable
 from pipeline.stores.codec import EVENTS_ARROW, encode
@@ -54,8 +54,8 @@ def other(lake):
 def test_rows_and_positions_are_one_commit(writers):
     lake = writers()
     rows, position = rows_of()
-    lake.commit("aggregates", rows, {0: position}, {0: -1})
-    assert writers().positions("aggregates", range(2)) == {0: position, 1: -1}
+    lake.commit("aggregates", rows, {0: Stand(position, (7 << 32) + 5)}, {0: -1})
+    assert writers().stands("aggregates", range(2)) == {0: Stand(position, (7 << 32) + 5), 1: Stand()}
     assert writers().counts()["aggregated"] == rows["count"].sum()
 
 
@@ -63,14 +63,14 @@ def test_a_writer_that_is_behind_is_fenced_and_writes_nothing(writers):
     """Also from a handle opened before the other commit, and with a position that is larger than the other's."""
     lake = writers()
     zombie = writers()
-    zombie.positions("aggregates", range(4))
+    zombie.stands("aggregates", range(4))
     rows, position = rows_of()
-    lake.commit("aggregates", rows, {0: position}, {0: -1})
+    lake.commit("aggregates", rows, {0: Stand(position)}, {0: -1})
     for at in (position - 1, position, position + 5):
         with pytest.raises(Fenced, match="another worker has written"):
-            zombie.commit("aggregates", rows, {0: at}, {0: -1})
+            zombie.commit("aggregates", rows, {0: Stand(at)}, {0: -1})
         with pytest.raises(Fenced):
-            writers().commit("aggregates", rows, {0: at}, {0: -1})
+            writers().commit("aggregates", rows, {0: Stand(at)}, {0: -1})
     assert lake.counts()["windows"] == rows.height
 
 
@@ -79,11 +79,11 @@ def test_writers_of_other_partitions_do_not_hinder_each_other(writers):
     rows, position = rows_of()
     more, position_1 = rows_of(device="b", partition=1)
     second = writers()
-    second.positions("aggregates", range(4))
-    lake.commit("aggregates", rows, {0: position}, {0: -1})
-    second.commit("aggregates", more, {1: position_1}, {1: -1})
-    lake.commit("aggregates", rows, {0: position + 1}, {0: position})
-    assert lake.positions("aggregates", range(2)) == {0: position + 1, 1: position_1}
+    second.stands("aggregates", range(4))
+    lake.commit("aggregates", rows, {0: Stand(position)}, {0: -1})
+    second.commit("aggregates", more, {1: Stand(position_1)}, {1: -1})
+    lake.commit("aggregates", rows, {0: Stand(position + 1)}, {0: position})
+    assert lake.stands("aggregates", range(2)) == {0: Stand(position + 1), 1: Stand(position_1)}
 
 
 def test_last_rows_are_the_newest_of_each_series(writers):
@@ -91,10 +91,10 @@ def test_last_rows_are_the_newest_of_each_series(writers):
     lake, position = writers(), -1
     for start in (1_700_000_300, 1_700_000_000):
         rows, _ = rows_of(start)
-        lake.commit("aggregates", rows, {0: position + 1}, {0: position})
+        lake.commit("aggregates", rows, {0: Stand(position + 1)}, {0: position})
         position += 1
     revision = rows.head(1).with_columns(revision=True, metric=pl.lit("y").cast(pl.Categorical), newest=pl.col("newest") + 7)
-    lake.commit("aggregates", revision, {0: position + 1}, {0: position})
+    lake.commit("aggregates", revision, {0: Stand(position + 1)}, {0: position})
     found = {row["metric"]: row for row in writers().last_rows([0, 1], SEMANTICS)[0].to_dicts()}
     newest, _ = rows_of(1_700_000_300)
     last = newest.sort("window").to_dicts()[-1]
@@ -120,7 +120,7 @@ def test_a_lost_reply_is_settled_by_comparison(lake, monkeypatch):
 
     monkeypatch.setattr(module, "write_deltalake", write_and_lose)
     rows, position = rows_of()
-    lake.commit("aggregates", rows, {0: position}, {0: -1})
+    lake.commit("aggregates", rows, {0: Stand(position)}, {0: -1})
     assert calls == [1] and lake.counts()["windows"] == rows.height
 
 
@@ -130,7 +130,7 @@ def test_last_rows_are_the_same_with_and_without_the_series_table(lake):
     for start in (1_700_000_000, 1_700_000_300, 1_700_000_600):
         for device in ("a", "b"):
             rows, at = rows_of(start, device)
-            lake.commit("aggregates", rows, {0: at + (device == "b")}, {0: position})
+            lake.commit("aggregates", rows, {0: Stand(at + (device == "b"))}, {0: position})
             position = at + (device == "b")
         plain = lake.last_rows([0], SEMANTICS)[0].sort(pl.col("device").cast(pl.String))
         if start != 1_700_000_300:
@@ -149,7 +149,7 @@ def test_compaction_beside_a_writer_loses_nothing(lake):
     position, total = -1, 0
     for n in range(6):
         rows, at = rows_of(1_700_000_000 + 300 * n)
-        lake.commit("aggregates", rows, {0: at}, {0: position})
+        lake.commit("aggregates", rows, {0: Stand(at)}, {0: position})
         position, total = at, total + rows.height
         other(lake).compact("aggregates", 2)
     assert other(lake).counts()["windows"] == total
@@ -169,12 +169,12 @@ def test_a_folder_that_cannot_be_written_is_said_in_one_line(tmp_path):
 def test_old_days_expire(lake):
     """By the day of the event, and not before it is as long ago that it arrived: a replayed recording stays."""
     rows, position = rows_of()
-    lake.commit("aggregates", rows, {0: position}, {0: -1})
+    lake.commit("aggregates", rows, {0: Stand(position)}, {0: -1})
     assert lake.expire("aggregates", datetime(2023, 1, 1, tzinfo=UTC)) == {}
     assert lake.expire("aggregates", datetime(2024, 1, 1, tzinfo=UTC)) == {0: rows["count"].sum()}
     assert lake.counts()["windows"] == 0
     replayed = rows.with_columns(arrived=pl.lit(1_790_000_000_000_000))
-    lake.commit("aggregates", replayed, {0: position + 1}, {0: position})
+    lake.commit("aggregates", replayed, {0: Stand(position + 1)}, {0: position})
     assert lake.expire("aggregates", datetime(2024, 1, 1, tzinfo=UTC)) == {}
     assert lake.counts()["windows"] == rows.height
 
@@ -195,7 +195,7 @@ def test_old_days_expire(lake):
 def test_a_damaged_table_is_away_until_it_is_mended(lake, damage, kept):
     """Reading and writing, with handles from before and anew: Unavailable, never another error; then all is as it was."""
     rows, position = rows_of()
-    lake.commit("aggregates", rows, {0: position}, {0: -1})
+    lake.commit("aggregates", rows, {0: Stand(position)}, {0: -1})
     used = lake if kept else other(lake)
     table = Path(lake.location) / "aggregates"
     place, _, how = damage.partition(" ")
@@ -210,11 +210,11 @@ def test_a_damaged_table_is_away_until_it_is_mended(lake, damage, kept):
         used.last_rows([0], SEMANTICS)
     if place != "parquet":  # an append reads none
         with pytest.raises(Unavailable, match="table aggregates"):
-            other(lake).commit("aggregates", rows, {0: position + 1}, {0: position})
+            other(lake).commit("aggregates", rows, {0: Stand(position + 1)}, {0: position})
     shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
     aside.rename(path)
     assert used.last_rows([0], SEMANTICS)[0].height == 1
-    used.commit("aggregates", rows, {0: position + 1}, {0: position})
+    used.commit("aggregates", rows, {0: Stand(position + 1)}, {0: position})
     assert other(lake).counts()["windows"] == 2 * rows.height
 
 
@@ -223,7 +223,7 @@ def test_a_table_that_is_gone_is_not_made_anew_beside_those_with_rows(lake):
     shutil.rmtree(Path(lake.location) / "series")
     other(lake).create(SEMANTICS, 4)
     rows, position = rows_of()
-    lake.commit("aggregates", rows, {0: position}, {0: -1})
+    lake.commit("aggregates", rows, {0: Stand(position)}, {0: -1})
     shutil.rmtree(Path(lake.location) / "late")
     with pytest.raises(Invalid, match="holds the table aggregates, but not late: bring it back, or choose another --data"):
         other(lake).create(SEMANTICS, 4)
@@ -241,7 +241,7 @@ def test_the_books_count_an_event_once_whose_entry_has_open_windows(lake, client
     (entry,) = Streams(client).peek(0, 0, 10)
     _, output = step(State(), to_batch({0: [entry]}), RULES, SEMANTICS)
     assert output.dead_letters["reason"].to_list() == ["too_late"]
-    lake.commit("dead_letters", output.dead_letters, {0: entry.id}, {0: -1})
+    lake.commit("dead_letters", output.dead_letters, {0: Stand(entry.id)}, {0: -1})
     books = balance(client, lake, SEMANTICS, 1)
     assert (books["dead_lettered"], books["in_flight"], books["balanced"]) == (1, 1, True)
 

@@ -42,7 +42,7 @@ def test_a_replica_that_is_behind_is_waited_for_also_by_what_is_repeated(nodes):
     streams, leases = Streams(client, ONE), Leases(client, "a", 60_000)
     streams.agree(1)
     token = leases.acquire(0)
-    streams.open(0, token, -1, -1, 0)
+    streams.open(0, token, -1, -1, [], 0)
     replica = nodes.nodes_of(stream_key(0))[1]
 
     def read(after: int | None):

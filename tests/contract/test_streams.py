@@ -30,7 +30,7 @@ def group(partition=0, *body_keys, count=1):
 
 def held(client, owner="a", partition=0, position=-1):
     token = Leases(client, owner, 60_000).acquire(partition)
-    Streams(client).open(partition, token, position, position, 0)
+    Streams(client).open(partition, token, position, position, [], 0)
     return token
 
 

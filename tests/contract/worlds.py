@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from copy import deepcopy
 
 from pipeline.errors import Unavailable
 from pipeline.stores import connection as keys
@@ -59,6 +60,18 @@ class RedisWorld:
         self.client.flushall()
         self.client.set(keys.PARTITIONS, 2)
 
+    def saved(self, partition: int) -> object:
+        """A stream as it is now."""
+        return self.client.dump(keys.stream_key(partition))
+
+    def restart(self, partition: int, saved: object) -> None:
+        """As if the server were another run, that knows nothing of what came after `saved`."""
+        books = keys.books_key(partition)
+        self.client.restore(keys.stream_key(partition), 0, saved, replace=True)
+        number, run = self.client.hget(books, "incarnation").split(b"-")
+        for name in ("incarnation", "opened"):
+            self.client.hset(books, name, b"%b-%d" % (number, int(run) ^ 1))
+
     def pass_time(self, ms: int) -> None:
         time.sleep(ms / 1000)
 
@@ -96,6 +109,13 @@ class MemoryWorld:
 
     def forget(self) -> None:
         self.redis = MemoryRedis(now_ms=self.redis.now_ms + 1, partitions=2)
+
+    def saved(self, partition: int) -> object:
+        return deepcopy(self.redis.streams[partition])
+
+    def restart(self, partition: int, saved: object) -> None:
+        self.redis.streams[partition] = saved
+        self.redis.run += 1
 
     def pass_time(self, ms: int) -> None:
         self.redis.now_ms += ms

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pipeline.core.recovery import Stand
 from pipeline.core.schema import AGGREGATES
 from pipeline.errors import Unavailable
 from pipeline.isolation import step_safely
@@ -20,7 +21,7 @@ def test_what_a_refused_commit_holds_is_never_settled(stack):
     stood = stack.lake().positions("aggregates", [PARTITION])[PARTITION]
     second.turn()
     assert second._made_rows > 0
-    stack.lake().commit("aggregates", AGGREGATES.to_frame(), {PARTITION: stood + 1}, {PARTITION: stood})  # the zombie's
+    stack.lake().commit("aggregates", AGGREGATES.to_frame(), {PARTITION: Stand(stood + 1)}, {PARTITION: stood})  # the zombie's
 
     second._committed_at = -1e9
     second._commit_when_due()

@@ -17,6 +17,7 @@ import polars as pl
 import pytest
 
 from pipeline.core.batch import BATCH_EVENTS, ENTRIES, Batch, Output, State, step
+from pipeline.core.recovery import Stand
 from pipeline.core.rules import Rules, parse
 from pipeline.core.schema import DEAD_ROWS, entry_id
 from pipeline.core.semantics import Semantics
@@ -295,7 +296,7 @@ def test_readers_and_writers_never_wait_for_each_other(tmp_path):
             lake = Lake(str(tmp_path / "lake"))
             for position in range(1, commits):
                 later = pl.col("window") + position * rows * SEMANTICS.width
-                lake.commit("aggregates", output.aggregates.with_columns(window=later), {0: position}, {0: position - 1})
+                lake.commit("aggregates", output.aggregates.with_columns(window=later), {0: Stand(position)}, {0: position - 1})
                 if position % 10 == 0:
                     lake.compact("aggregates", 2)
         except BaseException as error:

@@ -47,7 +47,7 @@ def well(stack, tmp_path, monkeypatch):
     streams = Streams(client)
     streams.agree(stack.settings.partitions)
     for partition in range(stack.settings.partitions):
-        streams.open(partition, worker.acquire(partition), -1, -1, 0)
+        streams.open(partition, worker.acquire(partition), -1, -1, [], 0)
     Leases(client, "upkeep-1", 60_000).acquire("maintenance")
     Rulebook(client).set_default()
     return client, data

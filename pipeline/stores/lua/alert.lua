@@ -1,4 +1,4 @@
--- fenced
+-- after: fence
 -- Alert transitions, the new states and the position they stand for, as one. KEYS: lease, alert state, alerts.
 -- ARGV: token, position, bound of the alerts stream, number of states, then (key, state or '') each, then transitions.
 -- A replay arrives with a position that is not new: it changes nothing.

@@ -1,3 +1,4 @@
+-- after: incarnation
 -- Append one entry, unless a body in it was appended before. KEYS: stream, books, idempotency, what was left out of bodies.
 -- ARGV: events, event count, dead letters, dead letter count, retention of keys in ms, number of keys, key digests..., and as
 -- many texts that say which rows of that body were not admitted ('': all were); there are none of these where all were of all.
@@ -41,4 +42,8 @@ if keys > 0 then
   keep()
 end
 redis.call('HINCRBY', KEYS[2], 'accepted', ARGV[2] + ARGV[4])
-return redis.call('XADD', KEYS[1], '*', 'e', ARGV[1], 'n', ARGV[2], 'x', ARGV[3], 'm', ARGV[4])
+local current = incarnation(KEYS[2])
+if redis.call('HGET', KEYS[2], 'incarnation') ~= current then
+  redis.call('HSET', KEYS[2], 'incarnation', current)
+end
+return redis.call('XADD', KEYS[1], '*', 'e', ARGV[1], 'n', ARGV[2], 'x', ARGV[3], 'm', ARGV[4], 'i', current)

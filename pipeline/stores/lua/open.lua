@@ -1,8 +1,11 @@
--- fenced
--- Make the stream and its group where they are absent. KEYS: lease, stream, books.
--- ARGV: token, group, committed position ("ms-seq"), accepted events as the lake knows them, the newest id that any table or
--- the alerts stand for. A Redis that lost its memory, or the end of it, is behind these. Ids must not run backwards, also
--- where its clock does: an entry with an id before them would be taken for one that is counted already.
+-- after: fence, incarnation
+-- Make the stream and its group where they are absent, and bring its ids behind all that was made of it. KEYS: lease, stream, books.
+-- ARGV: token, group, committed position ("ms-seq"), accepted events as the lake knows them ('': the stream must be there), the
+-- newest id that anything stands for, then of each thing that outlives a Redis how far it has come: id and incarnation (not where none is known).
+-- Reply: 1 where the stream or the group was made, the incarnation, how many entries were moved.
+-- A Redis that lost its memory, or the end of it, is behind these ids, and with a clock that is behind, too, it would give them
+-- again: such an entry would be taken for one that is counted already. So ids go on after the newest; and entries that got lower
+-- ones before anybody was here to see to that are moved there.
 local function group_exists()
   if redis.call('EXISTS', KEYS[2]) == 0 then return false end
   for _, group in ipairs(redis.call('XINFO', 'GROUPS', KEYS[2])) do
@@ -16,22 +19,64 @@ local function last_id()
     if info[i] == 'last-generated-id' then return info[i + 1] end
   end
 end
-local function parts(id)
-  local milliseconds, sequence = string.match(id, '^(%d+)-(%d+)$')
-  return tonumber(milliseconds), tonumber(sequence)
+local function before(one, other)
+  local ms, sequence = string.match(one, '^(%d+)-(%d+)$')
+  local other_ms, other_sequence = string.match(other, '^(%d+)-(%d+)$')
+  ms, other_ms = tonumber(ms), tonumber(other_ms)
+  return ms < other_ms or (ms == other_ms and tonumber(sequence) < tonumber(other_sequence))
 end
-local made = 0
+local function incarnation_of(fields)
+  for i = 1, #fields, 2 do
+    if fields[i] == 'i' and string.match(fields[i + 1], '^%d+%-%d+$') then return fields[i + 1] end
+  end
+  return '0-0'
+end
+local function number_of(incarnation)
+  return tonumber(string.match(incarnation, '^(%d+)-'))
+end
+local made, moved, current = 0, 0, incarnation(KEYS[3])
+local function unseen(id, of) -- something has come beyond this id, but in an incarnation before that of the entry
+  for i = 6, #ARGV, 2 do
+    local upto, known = ARGV[i], ARGV[i + 1]
+    if not before(upto, id) and of ~= known and (of == current or number_of(of) >= number_of(known)) then return true end
+  end
+  return false
+end
+local function move(id, fields)
+  local at = #fields + 1
+  for i = 1, #fields, 2 do
+    if fields[i] == 'i' then at = i end
+  end
+  fields[at], fields[at + 1] = 'i', current
+  redis.call('XADD', KEYS[2], '*', unpack(fields))
+  redis.call('XACK', KEYS[2], ARGV[2], id)
+  redis.call('XDEL', KEYS[2], id)
+  moved = moved + 1
+end
+
 if not group_exists() then
-  made = 1
   local fresh = redis.call('EXISTS', KEYS[2]) == 0
+  if fresh and ARGV[4] == '' then
+    return redis.error_reply('NOGROUP')
+  end
+  made = 1
   redis.call('XGROUP', 'CREATE', KEYS[2], ARGV[2], ARGV[3], 'MKSTREAM')
   if fresh then
     redis.call('HSET', KEYS[3], 'accepted', ARGV[4])
   end
 end
-local last_ms, last_sequence = parts(last_id())
-local ms, sequence = parts(ARGV[5])
-if last_ms < ms or (last_ms == ms and last_sequence < sequence) then
+if before(last_id(), ARGV[5]) then
   redis.call('XSETID', KEYS[2], ARGV[5])
 end
-return made
+redis.call('HSET', KEYS[3], 'incarnation', current, 'opened', current)
+for i = 6, #ARGV, 2 do -- at most those of one table are many: the others stand far behind
+  local from = '-'
+  repeat
+    local page = ARGV[i + 1] == current and {} or redis.call('XRANGE', KEYS[2], from, ARGV[i], 'COUNT', 100)
+    for _, entry in ipairs(page) do
+      from = '(' .. entry[1]
+      if unseen(entry[1], incarnation_of(entry[2])) then move(entry[1], entry[2]) end
+    end
+  until #page == 0
+end
+return {made, current, moved}

@@ -1,3 +1,3 @@
--- fenced
+-- after: fence
 -- KEYS: lease. ARGV: token.
 return redis.call('DEL', KEYS[1])

@@ -1,5 +1,5 @@
--- fenced
--- Acknowledge settled entries and trim what lies before the oldest that is not. KEYS: lease, stream.
+-- after: fence, incarnation, opened
+-- Acknowledge settled entries and trim what lies before the oldest that is not. KEYS: lease, stream, books.
 -- ARGV: token, group, id before which everything is settled, ids...
 for first = 4, #ARGV, 1000 do
   redis.call('XACK', KEYS[2], ARGV[2], unpack(ARGV, first, math.min(first + 999, #ARGV)))

@@ -1,5 +1,5 @@
--- fenced
--- Append an empty entry where none came for a while, so that time passes here too. KEYS: lease, stream. ARGV: token, interval in ms.
+-- after: fence, incarnation, opened
+-- Append an empty entry where none came for a while, so that time passes here too. KEYS: lease, stream, books. ARGV: token, interval in ms.
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 local info = redis.call('XINFO', 'STREAM', KEYS[2])
@@ -11,4 +11,4 @@ for i = 1, #info, 2 do
     end
   end
 end
-return redis.call('XADD', KEYS[2], '*', 't', '1')
+return redis.call('XADD', KEYS[2], '*', 't', '1', 'i', redis.call('HGET', KEYS[3], 'opened'))
