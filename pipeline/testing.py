@@ -7,6 +7,7 @@ them. Every call goes over that process's `Wire`, where a plan can refuse it, lo
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from copy import deepcopy
 from dataclasses import dataclass, field
 
 import polars as pl
@@ -81,6 +82,7 @@ class MemoryRedis:
     transitions: dict[int, list[dict]] = field(default_factory=dict)
     documents: list[str] = field(default_factory=list)
     appended: dict[int, list[Entry]] = field(default_factory=dict)  # all there ever was, for an oracle
+    synced: MemoryRedis | None = None  # what the disk has of it
 
     def append(self, partition: int, events: bytes = b"", event_count: int = 0) -> int:
         """What the API does: the id of the new entry. Unavailable: nobody has opened the stream."""
@@ -99,10 +101,15 @@ class MemoryRedis:
         number, run = divmod(stream.incarnation, 1 << RUN_BITS)
         return stream.incarnation if run == self.run else (number + 1) << RUN_BITS | self.run
 
-    def power_cut(self, before: MemoryRedis) -> None:
-        """It starts again with what it held at an earlier moment (a deep copy of it)."""
-        kept = {"now_ms": self.now_ms, "run": self.run + 1, "appended": self.appended}
-        vars(self).update(vars(before) | kept)
+    def sync(self) -> None:
+        """What it holds is on the disk."""
+        self.synced = None
+        self.synced = deepcopy(self)
+
+    def power_cut(self) -> None:
+        """It starts again with what was on the disk, in a run that no other was."""
+        kept = {name: getattr(self, name) for name in ("now_ms", "appended", "synced")}
+        vars(self).update(vars(deepcopy(self.synced)) | kept | {"run": self.run + 1})
 
     def holder(self, partition: int | str) -> tuple[int, str] | None:
         """(token, owner) of the lease that runs now."""
@@ -174,6 +181,8 @@ class MemoryStreams:
             stream.entries[stream.last] = entry._replace(id=stream.last)
             stream.incarnations[stream.last] = current
         stream.pending = [entry for entry in stream.pending if entry not in moved]
+        if moved:  # nothing is made of these before the disk has them
+            self._redis.sync()
         return Opened(made, current, len(moved))
 
     def exists(self, partition: int) -> bool:

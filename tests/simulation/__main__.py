@@ -44,13 +44,13 @@ def main() -> int:
     return 0
 
 
-def run(seed: int, schedules: int) -> None:
+def run(seed: int, schedules: int, kind: type[machine.Machine] = machine.Machine) -> None:
     """So many schedules from a seed. Any error: one of them ended wrong, and the falsifying steps are printed."""
     chosen = settings(
         max_examples=schedules, stateful_step_count=STEPS, deadline=None, database=None, phases=[Phase.generate],
         suppress_health_check=list(HealthCheck), print_blob=True,
     )  # fmt: skip
-    run_state_machine_as_test(seeded(seed)(type("Schedules", (machine.Machine,), {})), settings=chosen)
+    run_state_machine_as_test(seeded(seed)(type("Schedules", (kind,), {})), settings=chosen)
 
 
 if __name__ == "__main__":

@@ -91,7 +91,7 @@ class Process:
         self.worker = Worker(SETTINGS, name, stores, clock, self.committer)
 
 
-def _payload(rows: list[tuple[str, str, int, int]]) -> bytes:
+def payload_of_rows(rows: list[tuple[str, str, int, int]]) -> bytes:
     return payload_of([(device, metric, time * S, value) for device, metric, time, value in rows], bits=64)
 
 
@@ -136,7 +136,7 @@ class Machine(RuleBasedStateMachine):
         for partition in range(SETTINGS.partitions):
             mine = [(device, metric, now - behind, value) for device, metric, behind, value in rows if DEVICES[device] == partition]
             if mine and partition in self.redis.streams:
-                self.rows[partition, self.redis.append(partition, _payload(mine), len(mine))] = mine
+                self.rows[partition, self.redis.append(partition, payload_of_rows(mine), len(mine))] = mine
 
     @rule(seconds=st.sampled_from((1, 1, 2, 5, 15)))
     def pass_time(self, seconds: int) -> None:
@@ -228,7 +228,7 @@ class Machine(RuleBasedStateMachine):
             self.redis.now_ms += 60_000
         for device, partition in DEVICES.items():
             rows = [(device, "end", self._now() + 500, 5)]
-            self.rows[partition, self.redis.append(partition, _payload(rows), 1)] = rows
+            self.rows[partition, self.redis.append(partition, payload_of_rows(rows), 1)] = rows
         for _ in range(400):
             self.work(0)
             if not any(number > stream.delivered for stream in self.redis.streams.values() for number in stream.entries):

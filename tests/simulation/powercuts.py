@@ -1,0 +1,66 @@
+"""The same machine on a Redis that loses its last moments, with a clock that jumps: what an event may come to then.
+
+What Redis forgot is counted once or not at all: whoever had read it may still commit it, or die. All else is counted exactly once,
+also what got the id of a forgotten entry.
+"""
+
+from __future__ import annotations
+
+import polars as pl
+from hypothesis import strategies as st
+from hypothesis.stateful import precondition, rule
+
+from tests.simulation.machine import DEVICES, SETTINGS, Machine, faults_seen, payload_of_rows
+
+
+class PowerCuts(Machine):
+    """Every event is a series of its own, so that it can be found again."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.events: dict[bytes, list[str]] = {}  # payload -> its metrics
+        self.forgotten: set[bytes] = set()
+        self.numbered = 0
+
+    @rule(rows=st.lists(st.tuples(st.sampled_from("abc"), st.sampled_from((0, 0, 1, 6, 15, 30, 90, -20))), min_size=1, max_size=4))
+    def send(self, rows: list) -> None:
+        now, at = self._now(), self.numbered
+        self.numbered += len(rows)
+        for partition in range(SETTINGS.partitions):
+            mine = [(device, f"m{at + n}", now - behind, 5) for n, (device, behind) in enumerate(rows) if DEVICES[device] == partition]
+            if mine and partition in self.redis.streams:
+                payload = payload_of_rows(mine)
+                self.redis.append(partition, payload, len(mine))
+                self.events[payload] = [metric for _, metric, _, _ in mine]
+
+    @rule()
+    def sync(self) -> None:
+        """The disk has everything."""
+        self.redis.sync()
+
+    @precondition(lambda self: self.redis.synced is not None)
+    @rule(seconds=st.sampled_from((0, -2, -20)))
+    def power_cut(self, seconds: int) -> None:
+        faults_seen["power cut"] += 1
+        before = self._payloads()
+        self.redis.power_cut()
+        self.forgotten |= before - self._payloads()
+        self.redis.now_ms += seconds * 1000
+
+    def _payloads(self) -> set[bytes]:
+        return {entry.events for stream in self.redis.streams.values() for entry in stream.entries.values()}
+
+    def _judge(self) -> None:
+        rows, letters = self.tables.table("aggregates"), self.tables.table("dead_letters")
+        sums = [] if rows is None else rows.group_by(pl.col("metric").cast(pl.String)).agg(pl.col("count").sum()).iter_rows()
+        counted = dict(sums)
+        for event in [] if letters is None else letters["event"]:
+            metric = event.split('"metric":"')[1].split('"')[0]
+            counted[metric] = counted.get(metric, 0) + 1
+        for payload, metrics in self.events.items():
+            for metric in metrics:
+                times, least = counted.get(metric, 0), int(payload not in self.forgotten)
+                assert least <= times <= 1, f"{metric} was counted {times} times; forgotten by Redis: {not least}"
+        anomalies = self.tables.table("anomalies")
+        assert anomalies is None or anomalies.drop("entry", strict=False).is_unique().all(), "an anomaly stands twice"
+
