@@ -274,8 +274,8 @@ class MemoryLeases:
     def _acquire(self, partition: int | str) -> int | None:
         if self._redis.holder(partition) is not None:
             return None
-        token = max(self._redis.fences.get(partition, 0) + 1, self._redis.now_ms)
-        self._redis.fences[partition] = token
+        number = self._redis.fences[partition] = max(self._redis.fences.get(partition, 0) + 1, self._redis.now_ms)
+        token = number * 10**10 + self._redis.run
         self._redis.leases[partition] = (token, self._owner, self._redis.now_ms + self._ttl_ms)
         return token
 

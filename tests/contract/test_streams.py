@@ -114,6 +114,14 @@ def test_an_idempotency_key_is_appended_once_per_partition(stack, client):
     assert Streams(client).accepted(0) == 1
 
 
+def test_a_token_is_of_the_run_that_gave_it(stack, client):
+    """A power cut may take the count of tokens, under a clock that has not gone on since: the next one is another all the same."""
+    first = held(client)
+    client.delete(keys.lease_key(0), keys.fence_key(0))
+    second = held(client)
+    assert first % 10**10 == second % 10**10 == int(str(keys.servers(client)[0].info("server")["run_id"])[:8], 16) or stack.redis is None
+
+
 def test_start_refuses_a_redis_that_may_evict(client):
     client.config_set("maxmemory-policy", "allkeys-lru")
     try:

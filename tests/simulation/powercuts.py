@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import polars as pl
 from hypothesis import strategies as st
-from hypothesis.stateful import precondition, rule
+from hypothesis.stateful import rule
 
 from tests.simulation.machine import DEVICES, SETTINGS, Machine, faults_seen, payload_of_rows
+
+ROWS = st.lists(st.tuples(st.sampled_from("abc"), st.sampled_from((0, 0, 1, 6, 15, 30, 90, -20))), min_size=1, max_size=4)
 
 
 class PowerCuts(Machine):
@@ -22,7 +24,7 @@ class PowerCuts(Machine):
         self.forgotten: set[bytes] = set()
         self.numbered = 0
 
-    @rule(rows=st.lists(st.tuples(st.sampled_from("abc"), st.sampled_from((0, 0, 1, 6, 15, 30, 90, -20))), min_size=1, max_size=4))
+    @rule(rows=ROWS)
     def send(self, rows: list) -> None:
         now, at = self._now(), self.numbered
         self.numbered += len(rows)
@@ -33,19 +35,18 @@ class PowerCuts(Machine):
                 self.redis.append(partition, payload, len(mine))
                 self.events[payload] = [metric for _, metric, _, _ in mine]
 
-    @rule()
-    def sync(self) -> None:
-        """The disk has everything."""
-        self.redis.sync()
-
-    @precondition(lambda self: self.redis.synced is not None)
-    @rule(seconds=st.sampled_from((0, -2, -20)))
-    def power_cut(self, seconds: int) -> None:
+    @rule(read=ROWS, after=ROWS, number=st.integers(0, 5), turns=st.integers(0, 3), seconds=st.sampled_from((0, -2, -20)))
+    def power_cut(self, read: list, after: list, number: int, turns: int, seconds: int) -> None:
+        """Some of what a worker had read is forgotten, and more comes before anybody looks."""
         faults_seen["power cut"] += 1
+        self.redis.sync()
+        self.send(read)
+        self.work(number, turns)
         before = self._payloads()
         self.redis.power_cut()
         self.forgotten |= before - self._payloads()
         self.redis.now_ms += seconds * 1000
+        self.send(after)
 
     def _payloads(self) -> set[bytes]:
         return {entry.events for stream in self.redis.streams.values() for entry in stream.entries.values()}

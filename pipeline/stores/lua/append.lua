@@ -1,4 +1,4 @@
--- after: incarnation
+-- after: run, incarnation
 -- Append one entry, unless a body in it was appended before. KEYS: stream, books, idempotency, what was left out of bodies.
 -- ARGV: events, event count, dead letters, dead letter count, retention of keys in ms, number of keys, key digests..., and as
 -- many texts that say which rows of that body were not admitted ('': all were); there are none of these where all were of all.

@@ -1,4 +1,4 @@
--- after: fence, incarnation
+-- after: fence, run, incarnation
 -- Make the stream and its group where they are absent, and bring its ids behind all that was made of it. KEYS: lease, stream, books.
 -- ARGV: token, group, committed position ("ms-seq"), accepted events as the lake knows them ('': the stream must be there), the
 -- newest id that anything stands for, then of each thing that outlives a Redis how far it has come: id and incarnation (not where none is known).

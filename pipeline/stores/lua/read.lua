@@ -1,4 +1,4 @@
--- after: fence, incarnation, opened
+-- after: fence, run, incarnation, opened
 -- KEYS: lease, stream, books. ARGV: token, group, consumer, count, id ('>' for new entries, else own history after it), '1' where
 -- replicas are waited for: that is until they have what this connection wrote last, so that reading history has to write, too.
 local reply = redis.call('XREADGROUP', 'GROUP', ARGV[2], ARGV[3], 'COUNT', ARGV[4], 'STREAMS', KEYS[2], ARGV[5])

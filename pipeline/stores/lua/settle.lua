@@ -1,4 +1,4 @@
--- after: fence, incarnation, opened
+-- after: fence, run, incarnation, opened
 -- Acknowledge settled entries and trim what lies before the oldest that is not. KEYS: lease, stream, books.
 -- ARGV: token, group, id before which everything is settled, ids...
 for first = 4, #ARGV, 1000 do

@@ -1,4 +1,4 @@
--- after: fence, incarnation, opened
+-- after: fence, run, incarnation, opened
 -- Append an empty entry where none came for a while, so that time passes here too. KEYS: lease, stream, books. ARGV: token, interval in ms.
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
