@@ -108,7 +108,7 @@ REASONS = frozenset(
     {
         "bad_json", "bad_kind", "bad_tags", "bad_timestamp", "bad_utf8", "control_character", "future", "missing", "not_a_number",
         "not_permitted",
-        "not_a_string", "not_an_object", "not_finite", "out_of_range", "too_late", "too_long", "too_many", "too_old",
+        "not_a_string", "not_an_object", "not_finite", "out_of_range", "series_limit", "too_late", "too_long", "too_many", "too_old",
         "undecodable_entry", "unprocessable_entry",
     }
 )  # fmt: skip

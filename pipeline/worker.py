@@ -219,7 +219,10 @@ class Worker:
         self._streams.open(partition, holding.token, position, newest, accounted)
         pending = self._history(partition, holding.token, newest)
         before = [entry for entry in pending if entry.id <= position]
-        state = recover(partition, position, last_rows, to_batch({partition: before}), alerts, self._semantics)
+        # Up to here it is known what was refused; most often that is before all of them, and nothing to be read.
+        told = [entry.id for entry in pending if entry.id <= holding.tables["dead_letters"]]
+        refused = self._reading_lake.refused({partition: told})[partition]
+        state = recover(partition, position, last_rows, to_batch({partition: before}), alerts, refused, self._semantics)
         holding.pending = [entry.id for entry in pending]
         holding.alerts = alerts
         # Tables, and alerts, that are ahead of `aggregates` have these rows already: cut exactly there.
@@ -227,8 +230,9 @@ class Worker:
         rest = [entry for entry in pending if entry.id > position]
         for stop in sorted(set(ahead.values())):
             upto, rest = [e for e in rest if e.id <= stop], [e for e in rest if e.id > stop]
-            state, output = step_safely(state, {partition: upto}, self._rulekeeper.rules, self._semantics)
             has = {table for table, at in ahead.items() if at >= stop}
+            known = refused if "dead_letters" in has else None
+            state, output = step_safely(state, {partition: upto}, self._rulekeeper.rules, self._semantics, known)
             if "alerts" in has:
                 output = replace(output, transitions=output.transitions.clear())
                 state = replace(state, active=self._numbered(alerts, state))
