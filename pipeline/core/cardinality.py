@@ -6,11 +6,31 @@ stays met: which series are known is a function of the stream, and of one entry 
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import polars as pl
 
 from pipeline.core.schema import SERIES_NAMES
 from pipeline.core.semantics import NEVER, Semantics
 from pipeline.core.setaside import SERIES_LIMIT, TOO_LATE, dead_rows
+
+
+class Fullest(NamedTuple):
+    """The partition and the device that are closest to their limit, and the share of it that they have."""
+
+    partition: int | None = None
+    partition_share: float = 0.0
+    device: str | None = None
+    device_share: float = 0.0
+
+
+def fullest(series: pl.DataFrame, semantics: Semantics) -> Fullest:
+    """Of the series that are known; of none: nothing is full."""
+    if series.is_empty():
+        return Fullest()
+    partition, of_partition = series["partition"].value_counts().sort("count", "partition", descending=[True, False]).row(0)
+    device, of_device = series.group_by("device").len().top_k(1, by="len").row(0)
+    return Fullest(partition, of_partition / semantics.partition_series_max, device, of_device / semantics.device_series_max)
 
 
 def taken(events: pl.DataFrame, series: pl.DataFrame, devices: pl.DataFrame, semantics: Semantics) -> pl.DataFrame:
