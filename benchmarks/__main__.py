@@ -7,7 +7,7 @@ import json
 import sys
 from pathlib import Path
 
-from benchmarks import cost, delays, report
+from benchmarks import cost, delays, report, series
 
 
 def main() -> None:
@@ -20,6 +20,7 @@ def main() -> None:
         "backlog": lambda say: delays.backlog(options.repeats, say),
         "scaling": lambda say: cost.scaling(1, say),
         "queries": delays.queries,
+        "series": lambda say: series.memory(1, say),
     }
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("measures", nargs="*", help=f"which of {', '.join(measures)}; default all")

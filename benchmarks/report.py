@@ -50,6 +50,12 @@ def rows(results: dict) -> list[tuple[str, str, str]]:
             workers = max(size for name, size in run["peak_mb"].items() if name.startswith("worker"))
             asked = "within 20 %" if kind == "series" else ""
             found.append((f"{number:,} {kind}", f"{run['cpu']:.2f} CPU-s per M events, worker at most {workers} MB", asked))
+    if memory := results.get("series"):
+        for number, run in memory["series"].items():
+            found.append((f"{number:,} series in one worker", f"{run['rest_mb']} MB at rest, {run['peak_mb']} MB at most", ""))
+        invented = memory["invented"]
+        at_rest = ", ".join(map(str, invented["rest_mb"]))
+        found.append(("a device invents series without end", f"{at_rest} MB; {invented['dead_lettered']:,} events set aside", "flat"))
     if queries := results.get("queries"):
         for name, took in queries["milliseconds"].items():
             found.append((f"SQL over {queries['rows']:,} rows: {name}", f"{took:.0f} ms", ""))

@@ -30,7 +30,8 @@ def balance(client: redis.Redis, lake: Lake, semantics: Semantics, partitions: i
     for partition in range(partitions):
         entries = streams.outstanding(partition)
         position = stood[partition]
-        in_flight += _in_flight(partition, position, entries, last_rows[partition], semantics)
+        refused = lake.refused({partition: [entry.id for entry in entries if entry.id <= position]})[partition]
+        in_flight += _in_flight(partition, position, entries, last_rows[partition], refused, semantics)
         ahead[partition] = [entry.id for entry in entries if entry.id > position]
     in_flight -= lake.dead_lettered(ahead)
     counts = lake.counts()
@@ -38,10 +39,12 @@ def balance(client: redis.Redis, lake: Lake, semantics: Semantics, partitions: i
     return {"accepted": accepted, **counts, "in_flight": in_flight, "balanced": accepted == accounted}
 
 
-def _in_flight(partition: int, position: int, entries: Sequence[Entry], last_rows: pl.DataFrame, semantics: Semantics) -> int:
+def _in_flight(
+    partition: int, position: int, entries: Sequence[Entry], last_rows: pl.DataFrame, refused: pl.DataFrame, semantics: Semantics
+) -> int:
     """Events of entries that are not settled: rows of open windows at the position, and all that came in beyond it."""
     replayed = to_batch({partition: [entry for entry in entries if entry.id <= position]})
-    state = recover(partition, position, last_rows, replayed, NAMED.to_frame(), semantics)
+    state = recover(partition, position, last_rows, replayed, NAMED.to_frame(), refused, semantics)
     return state.open.height + sum(entry.event_count + entry.dead_letter_count for entry in entries if entry.id > position)
 
 
@@ -76,9 +79,10 @@ class Ledger:
         ahead = {p: [entry.id for entry in entries if entry.id > stood[p]] for p, (_, _, entries) in seen.items()}
         counted = still.counts_of({p: upto for p, (_, upto, _) in seen.items()}, ahead)
         last_rows = still.last_rows(seen, self._semantics)
+        refused = still.refused({p: [entry.id for entry in entries if entry.id <= stood[p]] for p, (_, _, entries) in seen.items()})
         for partition, *counts in counted.select("partition", *ACCOUNTS[:-1]).iter_rows():
             accepted, _, entries = seen[partition]
-            in_flight = _in_flight(partition, stood[partition], entries, last_rows[partition], self._semantics)
+            in_flight = _in_flight(partition, stood[partition], entries, last_rows[partition], refused[partition], self._semantics)
             figures = dict(zip(ACCOUNTS, (*counts, in_flight), strict=True))
             self._figures[partition] = {"accepted": accepted, **figures, "imbalance": accepted - sum(figures.values())}
         if self._figures.keys() < set(self._partitions):

@@ -12,7 +12,8 @@ from pipeline import metrics
 from pipeline.core.recovery import Stand
 from pipeline.errors import Fenced, Unavailable
 from pipeline.stores.alertlog import NAMED
-from pipeline.stores.lake import SIDE_TABLES, Lake
+from pipeline.stores.lake import Lake
+from pipeline.stores.tables import SIDE_TABLES
 
 COMMIT_ORDER = (*SIDE_TABLES, "aggregates")  # a crash in between leaves the earlier ones ahead, and recovery cuts there
 

@@ -7,7 +7,8 @@ else end every worker that takes its partition, one after the other.
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 
 import polars as pl
 
@@ -16,6 +17,7 @@ from pipeline.core.batch import Batch, Output, State, step
 from pipeline.core.rules import Rules
 from pipeline.core.schema import DEAD_ROWS
 from pipeline.core.semantics import Semantics
+from pipeline.core.setaside import without_refused
 from pipeline.stores.entries import to_batch
 from pipeline.stores.streams import Entry
 
@@ -24,20 +26,37 @@ log = logging.getLogger("worker")
 ENDING = (GeneratorExit, KeyboardInterrupt, SystemExit, MemoryError)  # what ends a process, and is no entry's fault
 
 
-def step_safely(state: State, entries: Mapping[int, Sequence[Entry]], rules: Rules, semantics: Semantics) -> tuple[State, Output]:
+def step_safely(
+    state: State, entries: Mapping[int, Sequence[Entry]], rules: Rules, semantics: Semantics, refused: pl.DataFrame | None = None
+) -> tuple[State, Output]:
     """`step` over entries (partition -> in stream order); those that break it become dead letters, `unprocessable_entry`.
 
-    The same entries break it in a replay, so that what comes out stays a function of the stream.
+    The same entries break it in a replay, so that what comes out stays a function of the stream. `refused` (REFUSED), in a
+    replay of one partition whose dead letters are committed: by these it goes, and by no limit on series of now.
     """
-    batch = to_batch(entries)
+    decode = to_batch
+    if refused is not None:
+        decode, semantics = _without(refused), semantics.without_series_limits()
+    batch = decode(entries)
     with metrics.STEP_SECONDS.time():
-        state, output = _apply(state, batch, entries, rules, semantics)
+        state, output = _apply(state, batch, entries, rules, semantics, decode)
     metrics.EVENTS_APPLIED.inc(batch.events.height)
     return state, output
 
 
+Decode = Callable[[Mapping[int, Sequence[Entry]]], Batch]
+
+
+def _without(refused: pl.DataFrame) -> Decode:
+    def decode(entries: Mapping[int, Sequence[Entry]]) -> Batch:
+        batch = to_batch(entries)
+        return replace(batch, events=without_refused(batch.events, refused))
+
+    return decode
+
+
 def _apply(
-    state: State, batch: Batch, entries: Mapping[int, Sequence[Entry]], rules: Rules, semantics: Semantics
+    state: State, batch: Batch, entries: Mapping[int, Sequence[Entry]], rules: Rules, semantics: Semantics, decode: Decode
 ) -> tuple[State, Output]:
     try:
         return step(state, batch, rules, semantics)
@@ -47,7 +66,7 @@ def _apply(
         if len(batch.entries) > 1:
             outputs = []
             for half in _halves(entries):
-                state, output = _apply(state, to_batch(half), half, rules, semantics)
+                state, output = _apply(state, decode(half), half, rules, semantics, decode)
                 outputs.append(output)
             return state, Output(**{name: pl.concat([getattr(output, name) for output in outputs]) for name in vars(outputs[0])})
         partition, entry, _ = batch.entries.row(0)

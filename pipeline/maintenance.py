@@ -25,9 +25,10 @@ from pipeline.health import COMMIT_PATIENCE_SECONDS, health_of
 from pipeline.settings import Settings, semantics_of
 from pipeline.stores.catalog import write_catalog
 from pipeline.stores.connection import connect
-from pipeline.stores.lake import SIDE_TABLES, Lake, first_line
+from pipeline.stores.lake import Lake, first_line
 from pipeline.stores.leases import Leases
 from pipeline.stores.streams import Streams
+from pipeline.stores.tables import SIDE_TABLES
 
 log = logging.getLogger("maintenance")
 

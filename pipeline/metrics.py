@@ -67,6 +67,10 @@ RECOVERY_SECONDS = Histogram("pipeline_recovery_duration_seconds", "One taking o
 OPEN_ROWS = Gauge("pipeline_open_rows", "Rows of windows that are open", registry=WORKER)
 UNCOMMITTED_ROWS = Gauge("pipeline_uncommitted_rows", "Rows that wait for the next commit", registry=WORKER)
 SERIES_KNOWN = Gauge("pipeline_series_known", "Series in the worker's memory", registry=WORKER)
+PARTITION_SERIES_SHARE = Gauge(
+    "pipeline_partition_series_share", "Of its limit on series, what the fullest partition has; 1: new ones are refused", registry=WORKER
+)
+DEVICE_SERIES_SHARE = Gauge("pipeline_device_series_share", "The same of the fullest device", registry=WORKER)
 RULES_VERSION = Gauge("pipeline_rules_version", "The version of the rules in force here", registry=WORKER)
 ALERT_TRANSITIONS = Counter(
     "pipeline_alert_transitions", "Alerts that became pending, firing or resolved", ["phase", "severity"], registry=WORKER
@@ -108,7 +112,7 @@ REASONS = frozenset(
     {
         "bad_json", "bad_kind", "bad_tags", "bad_timestamp", "bad_utf8", "control_character", "future", "missing", "not_a_number",
         "not_permitted",
-        "not_a_string", "not_an_object", "not_finite", "out_of_range", "too_late", "too_long", "too_many", "too_old",
+        "not_a_string", "not_an_object", "not_finite", "out_of_range", "series_limit", "too_late", "too_long", "too_many", "too_old",
         "undecodable_entry", "unprocessable_entry",
     }
 )  # fmt: skip

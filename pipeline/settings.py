@@ -48,6 +48,9 @@ class Settings(BaseSettings):
     tick_interval_seconds: Seconds = 5
     counter_gap_seconds: Seconds = 300
     open_rows_max: Positive = 2_000_000  # per partition
+    # Series that a worker knows, for good; new ones beyond become dead letters
+    partition_series_max: Positive = 100_000
+    device_series_max: Positive = 20_000  # so that one device that invents series leaves room to others
 
     # Worker
     lease_ms: Annotated[int, Field(ge=300, le=600_000)] = 3000
@@ -172,6 +175,8 @@ def semantics_of(settings: Settings) -> Semantics:
         idle_after=round(settings.idle_after_seconds * SECOND_US),
         lateness_max=round(settings.lateness_max_seconds * SECOND_US),
         open_rows_max=settings.open_rows_max,
+        partition_series_max=settings.partition_series_max,
+        device_series_max=settings.device_series_max,
         counter_gap=round(settings.counter_gap_seconds * SECOND_US),
     )
 

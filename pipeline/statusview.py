@@ -19,6 +19,7 @@ from pipeline.status import status
 from pipeline.stores.connection import connect
 
 WATCH_SECONDS = 1.0
+NEAR_SHARE = 0.8  # of a limit on series: from here on it is shown
 _COLOURS = {"open": "green", "fair": "yellow", "closed": "red"}
 
 
@@ -93,12 +94,22 @@ def _workers(now: dict[str, Any]) -> Table:
             continue
         memory = said["memory_bytes"]
         table.add_row(
-            name, str(len(said["partitions"])), str(said["rules_version"]), f"{said['series']:,}", f"{said['open_rows']:,}",
+            name, str(len(said["partitions"])), str(said["rules_version"]), _series(said), f"{said['open_rows']:,}",
             f"{said['uncommitted_rows']:,}", f"{said['committing_seconds']:.1f}", f"{memory / 1e6:,.0f}" if memory else "",
         )  # fmt: skip
     if not now["workers"]:
         table.add_row(Text("none lives", style="red"))
     return table
+
+
+def _series(said: dict[str, Any]) -> Text:
+    """How many, and how close the fullest partition or device is to its limit where it is near."""
+    full = said.get("fullest") or {}
+    for kind in ("device", "partition"):
+        share = full.get(f"{kind}_share", 0)
+        if share >= NEAR_SHARE:
+            return Text(f"{said['series']:,} ({kind} {full[kind]} has {share:.0%} of its limit)", style="red" if share >= 1 else "yellow")
+    return Text(f"{said['series']:,}")
 
 
 def _fleet(fleet: dict[str, Any]) -> list[Text]:

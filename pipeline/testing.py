@@ -15,12 +15,13 @@ import polars as pl
 from pipeline.core.recovery import LAST_ROWS, Stand
 from pipeline.core.schema import SERIES_NAMES, entry_id, split_entry_id
 from pipeline.core.semantics import NEVER, Semantics
+from pipeline.core.setaside import REFUSED, SERIES_LIMIT, series_of
 from pipeline.errors import Fenced, Invalid, PipelineError, Restarted, Unavailable
 from pipeline.stores.alertlog import NAMED
 from pipeline.stores.connection import RUN_BITS
-from pipeline.stores.lake import TABLES
 from pipeline.stores.rulebook import Version
 from pipeline.stores.streams import Entry, Opened, Settlement
+from pipeline.stores.tables import TABLES
 
 
 class Crash(BaseException):
@@ -421,6 +422,15 @@ class MemoryLake:
         seen = rows.group_by(key, maintain_order=True).agg(pl.col("newest", "arrived").max())
         joined = seen.join(base, on=key, how="left", maintain_order="left").with_columns(pl.col("closed_to").fill_null(NEVER))
         return joined.select(pl.col(name).cast(dtype) for name, dtype in LAST_ROWS.items())
+
+    def refused(self, entries: Mapping[int, Sequence[int]]) -> dict[int, pl.DataFrame]:
+        return self._wire.call(lambda: {partition: self._refused(partition, ids) for partition, ids in entries.items()})
+
+    def _refused(self, partition: int, entries: Sequence[int]) -> pl.DataFrame:
+        if (rows := self._tables.table("dead_letters")) is None:
+            return REFUSED.to_frame()
+        rows = rows.filter(pl.col("partition") == partition, pl.col("reason") == SERIES_LIMIT, pl.col("entry").is_in(list(entries)))
+        return rows.select("entry", series=series_of(pl.col("event"))).unique()
 
     def counts(self) -> dict[str, int]:
         """As the real lake's, for the books."""

@@ -12,6 +12,7 @@ import polars as pl
 
 from pipeline import metrics
 from pipeline.core.batch import Output, State
+from pipeline.core.cardinality import Fullest, fullest
 from pipeline.core.fleet import condition
 from pipeline.core.rules import SEVERITIES
 from pipeline.core.semantics import Semantics
@@ -62,10 +63,13 @@ class Watch:
         metrics.PARTITIONS_HELD.set(len(at.held))
         metrics.OPEN_ROWS.set(at.state.open.height)
         metrics.SERIES_KNOWN.set(at.state.series.height)
+        full = fullest(at.state.series, self._semantics)
+        metrics.PARTITION_SERIES_SHARE.set(full.partition_share)
+        metrics.DEVICE_SERIES_SHARE.set(full.device_share)
         metrics.UNCOMMITTED_ROWS.set(at.uncommitted_rows)
         metrics.RULES_VERSION.set(at.rules_version)
         try:
-            self._reports.put(self._name, self._report(at))
+            self._reports.put(self._name, self._report(at, full))
             found = self._streams.backlog(sorted(at.held))
         except Unavailable:
             return
@@ -78,7 +82,7 @@ class Watch:
             metrics.BACKLOG_EVENTS.labels(str(partition)).set(backlog.events)
         self._shown = set(found)
 
-    def _report(self, at: Standing) -> dict[str, object]:
+    def _report(self, at: Standing, full: Fullest) -> dict[str, object]:
         return {
             "role": "worker",
             "partitions": sorted(at.held),
@@ -87,6 +91,7 @@ class Watch:
             "open_rows": at.state.open.height,
             "uncommitted_rows": at.uncommitted_rows,
             "series": at.state.series.height,
+            "fullest": full._asdict(),
             "memory_bytes": resident_bytes(),
             "fleet": condition(at.state.devices, self._semantics, time.time_ns() // 1000),
         }

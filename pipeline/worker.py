@@ -17,7 +17,7 @@ from dataclasses import replace
 import polars as pl
 from apscheduler.schedulers.background import BackgroundScheduler
 
-from pipeline import metrics, watch
+from pipeline import metrics, names, watch
 from pipeline.commits import COMMIT_ORDER, Holding, Snapshot, commit
 from pipeline.core.assignment import plan
 from pipeline.core.batch import Output, State
@@ -36,8 +36,6 @@ from pipeline.stores.streams import Entry, Settlement, history
 from pipeline.workerstores import Stores, connected
 
 log = logging.getLogger("worker")
-
-_NO_ALERTS = NAMED.to_frame()
 
 
 class Worker:
@@ -74,6 +72,7 @@ class Worker:
         self._commit: Future | None = None
         self._committed_at = self._member_at = self._ticked_at = 0.0
         self._members = 1
+        self._crowd = names.Crowd()
         self._entries_per_read = settings.read_entries_max
         self._failures = 0
 
@@ -205,8 +204,8 @@ class Worker:
                 self._drop([partition], str(error))
         metrics.RECOVERY_SECONDS.observe(self._clock() - began)
         held = sorted(self._held)
-        names, told = ", ".join(map(str, held)), {"partitions": sorted(tokens), "holding": held}
-        log.info("took %d partitions in %.2f s; holding %s", len(tokens), self._clock() - began, names, extra=told)
+        told, which = {"partitions": sorted(tokens), "holding": held}, ", ".join(map(str, held))
+        log.info("took %d partitions in %.2f s; holding %s", len(tokens), self._clock() - began, which, extra=told)
 
     def _recover_one(self, partition: int, holding: Holding, stands: list[Stand], last_rows: pl.DataFrame) -> None:
         position = holding.tables["aggregates"]
@@ -223,7 +222,10 @@ class Worker:
             self.health.moved()
             pending += page
         before = [entry for entry in pending if entry.id <= position]
-        state = recover(partition, position, last_rows, to_batch({partition: before}), alerts, self._semantics)
+        # Up to here it is known what was refused; most often that is before all of them, and nothing to be read.
+        told = [entry.id for entry in pending if entry.id <= holding.tables["dead_letters"]]
+        refused = self._reading_lake.refused({partition: told})[partition]
+        state = recover(partition, position, last_rows, to_batch({partition: before}), alerts, refused, self._semantics)
         holding.pending = [entry.id for entry in pending]
         holding.alerts = alerts
         # Tables, and alerts, that are ahead of `aggregates` have these rows already: cut exactly there.
@@ -231,8 +233,9 @@ class Worker:
         rest = [entry for entry in pending if entry.id > position]
         for stop in sorted(set(ahead.values())):
             upto, rest = [e for e in rest if e.id <= stop], [e for e in rest if e.id > stop]
-            state, output = step_safely(state, {partition: upto}, self._rulekeeper.rules, self._semantics)
             has = {table for table, at in ahead.items() if at >= stop}
+            known = refused if "dead_letters" in has else None
+            state, output = step_safely(state, {partition: upto}, self._rulekeeper.rules, self._semantics, known)
             if "alerts" in has:
                 output = replace(output, transitions=output.transitions.clear())
                 state = replace(state, active=self._numbered(alerts, state))
@@ -263,6 +266,7 @@ class Worker:
     def turn(self) -> bool:
         """One round: membership, read, step, alerts, commit. True: there was as much as could be read, go on at once."""
         self._drop_lost()
+        self._tidy()
         self._membership()
         full = False
         if self._made_rows < self._settings.uncommitted_rows_max:
@@ -275,6 +279,14 @@ class Worker:
         self._commit_when_due()
         self._tick_when_due()
         return full
+
+    def _tidy(self) -> None:
+        """Let names go that nothing known has; not while a commit holds frames."""
+        if self._commit is not None and self._commit.done():
+            self._finish_commit()
+        if self._commit is None and self._crowd.too_large(self._state.series):
+            self._state = names.as_texts(self._state, self._made, self._held)
+            self._state = names.as_names(self._state, self._made, self._held)
 
     def _read(self) -> tuple[dict[int, list[Entry]], bool]:
         """New entries of all partitions held, in one round trip; whether some had more than were asked for."""
@@ -332,8 +344,8 @@ class Worker:
                 self._made[table].append(rows)
                 self._made_rows += rows.height
         if output.transitions.height:
-            names = state.series.select("series", *SERIES_NAMES)
-            named = output.transitions.join(names, on="series", how="left", maintain_order="left").drop("series", "firing")
+            of_series = state.series.select("series", *SERIES_NAMES)
+            named = output.transitions.join(of_series, on="series", how="left", maintain_order="left").drop("series", "firing")
             severity = (pl.col("severity") - 1).replace_strict(range(2), SEVERITIES, return_dtype=pl.String)
             for row in named.with_columns(severity=severity, rules_version=state.rules_version).to_dicts():
                 self._held[row["partition"]].transitions.append(row)
@@ -347,7 +359,7 @@ class Worker:
         for partition, holding in self._held.items():
             if partition not in self._state.positions:
                 continue
-            after = parts[(partition,)].select(list(NAMED)) if (partition,) in parts else _NO_ALERTS
+            after = parts[(partition,)].select(list(NAMED)) if (partition,) in parts else NAMED.to_frame()
             key = ["rule", *SERIES_NAMES, "severity", "firing", "since", "bound"]
             same = after.join(holding.alerts, on=key, how="semi", nulls_equal=True).height
             if not holding.transitions and after.height == holding.alerts.height == same:

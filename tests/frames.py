@@ -12,7 +12,10 @@ from pipeline.core.semantics import Semantics
 from pipeline.stores.codec import EVENTS_ARROW, encode
 
 S = 1_000_000
-SEMANTICS = Semantics(width=10 * S, disorder=4 * S, idle_after=1000 * S, lateness_max=600 * S, open_rows_max=1000, counter_gap=30 * S)
+SEMANTICS = Semantics(
+    width=10 * S, disorder=4 * S, idle_after=1000 * S, lateness_max=600 * S, open_rows_max=1000,
+    partition_series_max=1000, device_series_max=1000, counter_gap=30 * S,
+)  # fmt: skip
 
 
 def batch(entries: list[tuple[float, list[tuple]]], bits: int = 0) -> Batch:

@@ -30,7 +30,8 @@ class Oracle:
     last: dict = field(default_factory=dict)  # (device, metric) -> (time, value)
     base: list = field(default_factory=list)  # (device, metric, start, count, repeated, total, last, increase, newest, arrived)
     revised: dict = field(default_factory=lambda: defaultdict(lambda: [0, 0]))  # (device, metric, start) -> [count, total]
-    too_late: int = 0
+    series: dict = field(default_factory=lambda: defaultdict(set))  # device -> its metrics that are known
+    dead: list = field(default_factory=list)  # (reason, device, metric, time, value)
 
     def close(self) -> None:
         width = self.semantics.width
@@ -58,8 +59,13 @@ class Oracle:
         for name, metric, time, value in rows:
             d = self.devices[name]
             if d.newest - time > sem.lateness_max:
-                self.too_late += 1
+                self.dead.append(("too_late", name, metric, time, value))
                 continue
+            if metric not in self.series[name]:
+                if len(self.series[name]) >= sem.device_series_max or sum(map(len, self.series.values())) >= sem.partition_series_max:
+                    self.dead.append(("series_limit", name, metric, time, value))
+                    continue
+                self.series[name].add(metric)
             start = time // sem.width * sem.width
             late = start + sem.width <= d.watermark(sem)
             d.newest, d.arrived = max(d.newest, time), now

@@ -101,6 +101,11 @@ ROWS: dict[str, list[Panel]] = {
             },
         ),
         Panel("In memory", "short", {"series": "sum(pipeline_series_known)", "open rows": "sum(pipeline_open_rows)"}),
+        Panel(
+            "Series, of their limit",
+            "percentunit",
+            {"fullest partition": "max(pipeline_partition_series_share)", "fullest device": "max(pipeline_device_series_share)"},
+        ),
     ],
     "Out: the lake": [
         Panel("Commit duration", "s", quantiles("pipeline_commit_duration_seconds", "table")),

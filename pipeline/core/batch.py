@@ -12,10 +12,11 @@ from dataclasses import dataclass, field, replace
 
 import polars as pl
 
-from pipeline.core import alerts, anomalies, counters
+from pipeline.core import alerts, anomalies, cardinality, counters
 from pipeline.core.rules import BOUNDS, SEVERITIES, Rules
 from pipeline.core.schema import AGGREGATES, ANOMALIES, DEAD_ROWS, EVENTS, LATE, SERIES_NAMES, log_time
 from pipeline.core.semantics import NEVER, Semantics
+from pipeline.core.setaside import TOO_LATE, dead_rows
 from pipeline.core.watermarks import (
     DEVICES,
     WINDOWS,
@@ -145,13 +146,15 @@ class _Round:
 def step(state: State, batch: Batch, rules: Rules, semantics: Semantics) -> tuple[State, Output]:
     """Apply a micro-batch of any partitions that the state holds."""
     state, withdrawn = _take_rules(state, rules)
-    state, events = _number_series(state, batch.events, rules)
+    state, events, dead = _number_series(state, batch.events, rules, semantics)
     events = events.with_columns(log_time=log_time(pl.col("entry")), window=window_of(pl.col("event_time"), semantics.width))
     events = judge(events, state.devices)
     # Dead letters leave no trace in the aggregates, so none on their device either: they are no sign of life.
     beyond = pl.col("running") - pl.col("event_time") > semantics.lateness_max
     too_late = events.filter(beyond)
-    events = events.filter(~beyond) if too_late.height else events
+    if too_late.height:
+        dead.append(dead_rows(too_late, "timestamp", TOO_LATE))
+        events = events.filter(~beyond)
     found: list[_Round] = []
     entries = batch.entries.with_columns(log_time=log_time(pl.col("entry")))
     cuts = _cuts(events, entries, state, semantics)
@@ -163,9 +166,7 @@ def step(state: State, batch: Batch, rules: Rules, semantics: Semantics) -> tupl
             rows = events.join(taken.select("partition", "entry"), on=["partition", "entry"], how="semi", maintain_order="left")
         state, one = _advance(state, rows, taken, semantics)
         found.append(one)
-    return state, _named(
-        state, found, [batch.dead_letters, _dead_rows(too_late) if too_late.height else DEAD_ROWS.to_frame()], withdrawn, rules.version
-    )
+    return state, _named(state, found, [batch.dead_letters, *dead], withdrawn, rules.version)
 
 
 def _take_rules(state: State, rules: Rules) -> tuple[State, pl.DataFrame]:
@@ -178,15 +179,24 @@ def _take_rules(state: State, rules: Rules) -> tuple[State, pl.DataFrame]:
     return replace(state, bounds=bounds, active=active, series=series, rules_version=rules.version), resolved
 
 
-def _number_series(state: State, events: pl.DataFrame, rules: Rules) -> tuple[State, pl.DataFrame]:
-    """Put the number of its series and device, and the guards of its rules, to each event; register those that are new."""
+def _number_series(
+    state: State, events: pl.DataFrame, rules: Rules, semantics: Semantics
+) -> tuple[State, pl.DataFrame, list[pl.DataFrame]]:
+    """Put the number of its series and device, and the guards of its rules, to each event; register those that are new.
+
+    Events of series that are not known even then are set aside: the dead letters.
+    """
     names, looked_up = list(SERIES_NAMES), ("series", "device_number", "guard_upper", "guard_lower")
     numbered = events.join(state.series.select(*names, *looked_up), on=names, how="left", maintain_order="left")
     if not numbered["series"].null_count():
-        return state, numbered
-    new = numbered.filter(pl.col("series").is_null()).select("partition", *names).unique(names, keep="first", maintain_order=True)
-    state = _registered(state, new, rules)
-    return state, events.join(state.series.select(*names, *looked_up), on=names, how="left", maintain_order="left")
+        return state, numbered, []
+    before = state.devices
+    if (new := cardinality.taken(numbered, state.series, before, semantics)).height:
+        state = _registered(state, new, rules)
+        numbered = events.join(state.series.select(*names, *looked_up), on=names, how="left", maintain_order="left")
+    if not numbered["series"].null_count():
+        return state, numbered, []
+    return state, numbered.filter(pl.col("series").is_not_null()), cardinality.aside(numbered, before, semantics)
 
 
 def _registered(state: State, new: pl.DataFrame, rules: Rules) -> State:
@@ -365,26 +375,3 @@ def _anomaly_rows(flagged: pl.DataFrame, series: pl.DataFrame, version: int) -> 
         (distance / pl.max_horizontal(pl.col("bound").abs(), pl.lit(1.0))).alias("score"),
         "arrived",
     )
-
-
-def _dead_rows(too_late: pl.DataFrame) -> pl.DataFrame:
-    """Events that came too late, as dead letters; `event` is JSON as ingest takes it, so that they can be re-driven."""
-    too_late = too_late.rechunk()  # Polars 2.1: format and concat_str panic on a column with an empty chunk inside
-    tags = pl.col("tags").cast(pl.String)
-    kind = pl.when(pl.col("counter_bits") == 0).then(pl.lit('"gauge"')).otherwise(pl.format('"counter{}"', "counter_bits"))
-    event = pl.concat_str(
-        pl.lit('{"device":'), _quoted("device"), pl.lit(',"interface":'), _quoted("interface"), pl.lit(',"metric":'), _quoted("metric"),
-        pl.lit(',"kind":'), kind,
-        pl.lit(',"tags":'), pl.when(tags == "").then(pl.lit("{}")).otherwise(tags),
-        pl.lit(',"value":'), pl.coalesce(pl.col("exact").cast(pl.String), pl.col("value").cast(pl.String)),
-        pl.lit(',"timestamp":"'), pl.col("event_time").cast(pl.Datetime("us")).dt.strftime("%Y-%m-%dT%H:%M:%S%.6fZ"), pl.lit('"}'),
-    )  # fmt: skip
-    return too_late.select(
-        "partition", "entry", pl.col("device").cast(pl.String), pl.lit("timestamp").alias("field"), pl.lit("too_late").alias("reason"),
-        event=event,
-    ).select(list(DEAD_ROWS))  # fmt: skip
-
-
-def _quoted(column: str) -> pl.Expr:
-    """A column's text as a JSON string: what stands after the name in an object of one nameless field."""
-    return pl.struct(pl.col(column).cast(pl.String).alias("")).struct.json_encode().str.strip_prefix('{"":').str.strip_suffix("}")

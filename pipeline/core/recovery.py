@@ -13,7 +13,8 @@ import polars as pl
 from pipeline.core.batch import SERIES, Batch, State
 from pipeline.core.schema import SERIES_NAMES, log_time
 from pipeline.core.semantics import NEVER, Semantics
-from pipeline.core.watermarks import DEVICES, WINDOWS, numbered, of_device
+from pipeline.core.setaside import without_refused
+from pipeline.core.watermarks import DEVICES, WINDOWS, numbered
 from pipeline.core.windows import OPEN_ROWS, window_of
 
 # What the lake says of one partition's series: its last sample in a base row, and over all its rows the newest event time
@@ -38,16 +39,34 @@ class Stand(NamedTuple):
     incarnation: int = 0  # none is known
 
 
-def recover(partition: int, position: int, last_rows: pl.DataFrame, replayed: Batch, active: pl.DataFrame, semantics: Semantics) -> State:
+def recover(
+    partition: int,
+    position: int,
+    last_rows: pl.DataFrame,
+    replayed: Batch,
+    active: pl.DataFrame,
+    refused: pl.DataFrame,
+    semantics: Semantics,
+) -> State:
     """The state of `partition` at `position`.
 
     `last_rows`: LAST_ROWS. `replayed`: pending entries at or before the position. `active`: the alerts that stand, as
-    ACTIVE with names in place of `series`.
+    ACTIVE with names in place of `series`. `refused`: REFUSED, which of the events in those entries are dead letters.
     """
-    events = replayed.events.with_columns(log_time=log_time(pl.col("entry")), window=window_of(pl.col("event_time"), semantics.width))
+    events = without_refused(replayed.events, refused)
+    events = events.with_columns(log_time=log_time(pl.col("entry")), window=window_of(pl.col("event_time"), semantics.width))
     names = list(SERIES_NAMES)
-    known = pl.concat([last_rows.select(names), events.select(names), active.select(names)]).unique(maintain_order=True)
-    devices = _devices(partition, last_rows, events, known, semantics)
+    times = _device_times(last_rows, events, semantics)
+    watermark = pl.max_horizontal(pl.col("newest") - semantics.disorder, "closed_to")
+    open_rows = events.join(times, on="device", maintain_order="left").filter(pl.col("window") + semantics.width > watermark)
+    # A series whose events all came too late is none that is known.
+    known = pl.concat([last_rows.select(names), open_rows.select(names), active.select(names)]).unique(maintain_order=True)
+    devices = (
+        known.select("device").unique(maintain_order=True)  # also one of which nothing is known but an alert
+        .join(times, on="device", how="left", maintain_order="left")
+        .with_columns(pl.col("newest", "arrived", "closed_to").fill_null(NEVER), partition=pl.lit(partition, pl.Int32))
+        .select(list(DEVICES))
+    )  # fmt: skip
     series = (
         known.with_columns(partition=pl.lit(partition, pl.Int32), series=pl.int_range(known.height, dtype=pl.UInt32, eager=True))
         .join(numbered(devices).select("device", "device_number"), on="device", maintain_order="left")
@@ -55,10 +74,7 @@ def recover(partition: int, position: int, last_rows: pl.DataFrame, replayed: Ba
         .with_columns(before_value="last", before_exact="last_exact", before_time="last_time", guard_upper=None, guard_lower=None)
         .select(pl.col(name).cast(dtype) for name, dtype in SERIES.items())
     )
-    events = events.join(series.select("series", "device_number", *names), on=names, maintain_order="left")
-    events = of_device(events, devices, "newest", "closed_to")
-    watermark = pl.max_horizontal(pl.col("newest") - semantics.disorder, "closed_to")
-    open_rows = events.filter(pl.col("window") + semantics.width > watermark).select(list(OPEN_ROWS))
+    open_rows = open_rows.join(series.select("series", "device_number", *names), on=names, maintain_order="left").select(list(OPEN_ROWS))
     return State(
         positions={partition: position},
         series=series,
@@ -72,7 +88,8 @@ def recover(partition: int, position: int, last_rows: pl.DataFrame, replayed: Ba
     )
 
 
-def _devices(partition: int, last_rows: pl.DataFrame, events: pl.DataFrame, known: pl.DataFrame, semantics: Semantics) -> pl.DataFrame:
+def _device_times(last_rows: pl.DataFrame, events: pl.DataFrame, semantics: Semantics) -> pl.DataFrame:
+    """device, newest, arrived, closed_to (null: never) of each device with a row or an event."""
     in_lake = last_rows.group_by("device").agg(pl.col("newest").max(), pl.col("arrived").max(), pl.col("closed_to").max())
     newest = (
         pl.concat([in_lake.select("device", "newest"), events.select("device", newest="event_time")])
@@ -83,11 +100,4 @@ def _devices(partition: int, last_rows: pl.DataFrame, events: pl.DataFrame, know
     events = events.join(newest, on="device").filter(pl.col("newest") - pl.col("event_time") <= semantics.lateness_max)
     arrived = events.select("device", arrived="log_time")
     arrived = pl.concat([in_lake.select("device", "arrived"), arrived]).group_by("device").agg(pl.col("arrived").max())
-    return (
-        known.select("device").unique(maintain_order=True)  # also one of which nothing is known but an alert
-        .join(newest, on="device", how="left", maintain_order="left")
-        .join(arrived, on="device", how="left", maintain_order="left")
-        .join(in_lake.select("device", "closed_to"), on="device", how="left", maintain_order="left")
-        .with_columns(pl.col("newest", "arrived", "closed_to").fill_null(NEVER), partition=pl.lit(partition, pl.Int32))
-        .select(list(DEVICES))
-    )  # fmt: skip
+    return newest.join(arrived, on="device", how="left").join(in_lake.select("device", "closed_to"), on="device", how="left")

@@ -14,7 +14,8 @@ from pipeline.doctor.finding import Finding, graded
 from pipeline.errors import PipelineError
 from pipeline.settings import Settings, semantics_of
 from pipeline.stores.catalog import FILE, open_catalog
-from pipeline.stores.lake import TABLES, Lake, first_line
+from pipeline.stores.lake import Lake, first_line
+from pipeline.stores.tables import TABLES
 
 COMMITS_WARN, COMMITS_BAD = 200, 5000  # since the last checkpoint: each is read by whoever opens the table
 SMALL_WARN, SMALL_BAD = 500, 10_000  # files of one table that nobody has merged

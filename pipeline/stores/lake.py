@@ -16,68 +16,18 @@ from pathlib import Path
 from urllib.parse import unquote
 
 import polars as pl
-import pyarrow as pa
 from deltalake import ColumnProperties, CommitProperties, DeltaTable, Transaction, WriterProperties, write_deltalake
 from deltalake.exceptions import CommitFailedError, DeltaError, TableNotFoundError
 
 from pipeline.core.recovery import LAST_ROWS, Stand
-from pipeline.core.schema import AGGREGATES, ANOMALIES, DEAD_ROWS, LATE, SERIES_NAMES, log_time
+from pipeline.core.schema import SERIES_NAMES, log_time
 from pipeline.core.semantics import NEVER, Semantics
+from pipeline.core.setaside import REFUSED, SERIES_LIMIT, series_of
 from pipeline.errors import Fenced, Invalid, Unavailable
+from pipeline.stores.tables import SCHEMAS, SERIES_TABLE, TABLES, rows_of
 
 FORMAT = 1  # of the tables; another needs another lake
-SIDE_TABLES = ("anomalies", "late", "dead_letters")  # written before `aggregates`, whose position is the partition's
 SMALL_BYTES = 1 << 20  # of a file that had better be merged with others
-TABLES = (*SIDE_TABLES, "aggregates", "series")
-
-_TIMES = ("window", "event_time", "first_time", "last_time", "newest", "arrived", "received_at")
-_DURATIONS = {"lateness": "lateness_seconds"}
-_NAMES = {"window": "window_start"}
-_ARROW = {
-    pl.Int8: pa.int8(), pl.Int32: pa.int32(), pl.Int64: pa.int64(), pl.UInt8: pa.int16(), pl.UInt32: pa.int64(),
-    pl.UInt64: pa.decimal128(20, 0), pl.Float64: pa.float64(), pl.String: pa.string(), pl.Categorical: pa.string(), pl.Boolean: pa.bool_(),
-}  # fmt: skip
-_POLARS = {pl.UInt8: pl.Int16(), pl.UInt32: pl.Int64(), pl.UInt64: pl.Decimal(20, 0), pl.Categorical: pl.String()}
-_FRAMES = {"aggregates": AGGREGATES, "anomalies": ANOMALIES, "late": LATE, "dead_letters": DEAD_ROWS}
-# The newest of every series as of a version of `aggregates` (its `txn`): what recovery reads instead of all history.
-SERIES_TABLE = pl.Schema({"partition": pl.Int32(), **LAST_ROWS})
-
-
-def _table_schema(frame: pl.Schema, *, dated: bool) -> pa.Schema:
-    fields = [("date", pa.date32())] if dated else []
-    for name, dtype in frame.items():
-        if name in _DURATIONS:
-            fields.append((_DURATIONS[name], pa.float64()))
-        elif name in _TIMES:
-            fields.append((_NAMES.get(name, name), pa.timestamp("us")))
-        else:
-            fields.append((_NAMES.get(name, name), _ARROW[type(dtype)]))
-    if "entry" in frame:
-        fields.append(("received_at", pa.timestamp("us")))
-    return pa.schema(fields)
-
-
-_SCHEMAS = {name: _table_schema(frame, dated=True) for name, frame in _FRAMES.items()}
-_SCHEMAS["series"] = pa.schema([(name, _ARROW[type(dtype)]) for name, dtype in SERIES_TABLE.items()])
-
-
-def _rows(frame: pl.DataFrame, table: str) -> pa.Table:
-    """A core frame as the rows of its table: times as UTC timestamps, durations in seconds, the date to partition by."""
-    if "entry" in frame.columns:
-        frame = frame.with_columns(received_at=log_time(pl.col("entry")))
-    day = next(name for name in ("window", "event_time", "received_at") if name in frame.columns and frame[name].null_count() == 0)
-    if table == "anomalies":
-        day = "event_time"
-    columns = [pl.col(day).cast(pl.Datetime("us")).dt.date().alias("date")]
-    for name, dtype in frame.schema.items():
-        if name in _DURATIONS:
-            columns.append((pl.col(name) / 1e6).alias(_DURATIONS[name]))
-        elif name in _TIMES:
-            columns.append(pl.col(name).cast(pl.Datetime("us")).alias(_NAMES.get(name, name)))
-        else:
-            columns.append(pl.col(name).cast(_POLARS.get(type(dtype), dtype)).alias(_NAMES.get(name, name)))
-    schema = _SCHEMAS[table]
-    return frame.select(columns).select(schema.names).to_arrow().cast(schema)
 
 
 def txn(partition: int) -> str:
@@ -121,7 +71,7 @@ class Lake:
             try:
                 DeltaTable.create(
                     self._uri(name),
-                    schema=_SCHEMAS[name],
+                    schema=SCHEMAS[name],
                     mode="ignore",
                     partition_by=None if name == "series" else ["date"],
                     description=json.dumps(dict(made_with), sort_keys=True),
@@ -229,7 +179,7 @@ class Lake:
         `expected`: the positions that this writer believes the table to have. Fenced, for the first partition of which
         that is not so: another holder has written. A reply that got lost is settled by the same comparison.
         """
-        data = _rows(rows, table)
+        data = rows_of(rows, table)
         positions = {partition: stand.position for partition, stand in stands.items()}
         incarnations = [Transaction(incarnation_txn(p), stand.incarnation) for p, stand in stands.items() if stand.incarnation]
         properties = CommitProperties(
@@ -328,7 +278,7 @@ class Lake:
         data = newest.with_columns(pl.col(SERIES_NAMES).cast(pl.String), pl.col("last_exact").cast(pl.Decimal(20, 0))).to_arrow()
         write_deltalake(
             self._handle("series"),
-            data.cast(_SCHEMAS["series"]),
+            data.cast(SCHEMAS["series"]),
             mode="overwrite",
             commit_properties=properties,
             storage_options=self._options,
@@ -441,6 +391,19 @@ class Lake:
         found = self._scan_table("dead_letters").filter(_ACCEPTED).join(wanted, on=["partition", "entry"], how="semi")
         return self._collected("dead_letters", found.select(pl.len())).item()
 
+    def refused(self, entries: Mapping[int, Sequence[int]]) -> dict[int, pl.DataFrame]:
+        """REFUSED of these entries (partition -> ids): what of them became dead letters since a limit on series was met."""
+        places = [(partition, entry) for partition, ids in entries.items() for entry in ids]
+        found = {partition: REFUSED.to_frame() for partition in entries}
+        if not places:
+            return found
+        wanted = pl.LazyFrame(places, schema={"partition": pl.Int32, "entry": pl.Int64}, orient="row")
+        since = wanted.select(log_time(pl.col("entry").min()).cast(pl.Datetime("us"))).collect().item()
+        rows = self._scan_table("dead_letters").filter(pl.col("reason") == SERIES_LIMIT, pl.col("received_at") >= since)
+        rows = rows.join(wanted, on=["partition", "entry"], how="semi").select("partition", "entry", series=series_of(pl.col("event")))
+        parts = self._collected("dead_letters", rows.unique()).partition_by("partition", as_dict=True, include_key=False)
+        return found | {partition: part for (partition,), part in parts.items()}
+
     def accounted(self, partitions: Iterable[int]) -> dict[int, int]:
         """Events of each partition that the tables account for."""
         rows = self._scan_table("aggregates").group_by("partition").agg(pl.col("count").sum() + pl.col("repeated").sum())
@@ -455,7 +418,7 @@ class Lake:
 
     def _scan_table(self, table: str) -> pl.LazyFrame:
         files = self._refresh(table).file_uris()
-        return self._scan(files) if files else pl.from_arrow(_SCHEMAS[table].empty_table()).lazy()
+        return self._scan(files) if files else pl.from_arrow(SCHEMAS[table].empty_table()).lazy()
 
 
 _ACCEPTED = pl.col("reason") != "undecodable_entry"

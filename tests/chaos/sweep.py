@@ -10,7 +10,7 @@ from pathlib import Path
 from deltalake import DeltaTable
 from deltalake.exceptions import DeltaError
 
-from pipeline.stores.lake import TABLES
+from pipeline.stores.tables import TABLES
 
 AGE_SECONDS = 60.0  # of a file in use by nobody; a commit or a recovery takes a fraction of it
 INTERVAL_SECONDS = 10.0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -14,12 +15,14 @@ from pipeline.books import balance
 from pipeline.core.batch import State, step
 from pipeline.core.recovery import LAST_ROWS, Stand
 from pipeline.core.semantics import NEVER
+from pipeline.core.setaside import REFUSED, without_refused
 from pipeline.errors import Fenced, Invalid, Unavailable
 from pipeline.stores.codec import EVENTS_ARROW, encode
 from pipeline.stores.connection import GROUP, books_key, stream_key
 from pipeline.stores.entries import to_batch
-from pipeline.stores.lake import TABLES, Lake
+from pipeline.stores.lake import Lake
 from pipeline.stores.streams import Streams
+from pipeline.stores.tables import TABLES
 from pipeline.testing import MemoryLake, MemoryTables
 from tests.properties.test_step import RULES, SEMANTICS, batch
 
@@ -105,6 +108,23 @@ def test_last_rows_are_the_newest_of_each_series(writers):
     assert found["y"]["last"] is None and found["y"]["closed_to"] == NEVER and found["y"]["newest"] == revision["newest"][0]
     assert writers().last_rows([1], SEMANTICS)[1].is_empty()
     assert writers().accounted([0, 1]) == {0: int(2 * newest["count"].sum() + revision["count"][0]), 1: 0}
+
+
+def test_what_was_refused_is_read_back_by_entry_and_series(writers):
+    """Of the entries asked for alone, and none of another reason."""
+    at = 1_700_000_000
+    entries = [(at + t, [("a", "x", at + t, 3), ("b", "y", at + t, 3), ("b", "y", at + t, 4), ("a", "x", at - 999, 1)]) for t in (0, 1, 2)]
+    _, output = step(State(), batch(entries), RULES, replace(SEMANTICS, partition_series_max=1))
+    ids = output.dead_letters["entry"].unique().sort().to_list()
+    lake = writers()
+    assert lake.refused({0: ids, 1: []})[0].is_empty()
+    lake.commit("dead_letters", output.dead_letters, {0: Stand(ids[-1])}, {0: -1})
+    found = writers().refused({0: ids[1:], 1: ids})
+    assert found[0].schema == REFUSED and found[1].is_empty()
+    left = without_refused(batch(entries).events, found[0])
+    later = left.filter(pl.col("entry") > ids[0])
+    assert left.height - later.height == 4 and later["device"].cast(pl.String).unique().to_list() == ["a"]
+    assert found[0].height == 2
 
 
 def test_a_lost_reply_is_settled_by_comparison(lake, monkeypatch):

@@ -25,11 +25,16 @@ def stack(tmp_path):
 
 def append(stack: Stack, *moments: int) -> None:
     """An entry of one event at each of these seconds."""
+    append_payloads(stack, *((payload("a", "x", moment * S, 1.0), 1) for moment in moments))
+
+
+def append_payloads(stack: Stack, *payloads: tuple[bytes, int]) -> None:
+    """Entries of these payloads, each with the number of its events."""
 
     async def run() -> None:
         appender = Appender(connect_async(stack.settings.redis_url, 5), stack.settings.partitions, 300)
-        for moment in moments:
-            (entry,) = await appender.append([Group(PARTITION, payload("a", "x", moment * S, 1.0), 1, b"", 0)])
+        for events, count in payloads:
+            (entry,) = await appender.append([Group(PARTITION, events, count, b"", 0)])
             assert isinstance(entry, int), entry
         await appender.close()
 

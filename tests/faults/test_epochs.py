@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import polars as pl
+import pytest
+
 from pipeline.core.recovery import Stand
 from pipeline.core.schema import AGGREGATES
 from pipeline.errors import Unavailable
 from pipeline.isolation import step_safely
 from pipeline.stores.connection import GROUP, stream_key
 from pipeline.stores.streams import Streams
-from tests.faults.by_hand import PARTITION, append, forget_leases, holder, stack  # noqa: F401 - a fixture
+from tests.faults.by_hand import PARTITION, S, append, append_payloads, forget_leases, holder, stack  # noqa: F401 - a fixture
+from tests.frames import payload_of
 from tests.harness import eventually
 
 
@@ -74,6 +78,35 @@ def test_nothing_is_committed_past_a_commit_that_was_given_up(stack, monkeypatch
     assert stack.lake().counts()["windows"] == 0, "a later commit came without the rows of the one before"
     books = stack.books()
     assert books["balanced"] and books["in_flight"] == 4
+
+
+@pytest.mark.parametrize("closed", [False, True])
+@pytest.mark.parametrize(("first", "then", "refused"), [(2, 100, 1), (100, 1, 0)])
+def test_the_next_holder_goes_by_what_was_refused_not_by_its_own_limit(stack, closed, first, then, refused):
+    """An entry of which one event was refused and another is in an open window: behind the position, or only behind the dead letters'."""
+    stack.settings = stack.settings.model_copy(update={"partition_series_max": first})
+    worker = holder(stack, "first")
+    at = 1_700_000_000
+    late = [("a", "x", (at - 7 * 86_400) * S, 9.0)]  # a dead letter in any case
+    append_payloads(stack, (payload_of([("a", "x", at * S, 1.0), ("b", "x", (at + 100) * S, 2.0), ("c", "x", at * S, 3.0), *late]), 4))
+    worker.turn()
+    if closed:  # the window of `a`: its row carries the position beyond the entry, which `b` keeps pending
+        append(stack, at + 200)
+        worker.turn()
+    worker.leave()
+    stands = {table: stack.lake().positions(table, [PARTITION])[PARTITION] for table in ("dead_letters", "aggregates")}
+    assert (stands["aggregates"] >= stands["dead_letters"] > 0) == closed
+    assert stack.books()["balanced"], stack.books()
+
+    stack.settings = stack.settings.model_copy(update={"partition_series_max": then})
+    second = holder(stack, "second")
+    append(stack, at + 300)
+    second.turn()
+    known = second._state.series.select(pl.col("device").cast(pl.String))["device"].to_list()
+    assert sorted(known) == (["a", "b"] if refused else ["a", "b", "c"])
+    second._hand_over(list(second._held))
+    books = stack.books()
+    assert books["balanced"] and books["dead_lettered"] == 1 + refused, books
 
 
 def away(*_: object) -> None:

@@ -20,7 +20,8 @@ import redis
 from pipeline.core.partitions import partition_of
 from pipeline.stores.codec import EVENTS_ARROW, encode
 from pipeline.stores.connection import stream_key
-from pipeline.stores.lake import TABLES, Lake
+from pipeline.stores.lake import Lake
+from pipeline.stores.tables import TABLES
 from tests.fuzz.door import Verdict, rng_of
 from tests.fuzz.ground import Ground
 

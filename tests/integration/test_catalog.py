@@ -25,14 +25,16 @@ from pipeline.errors import Unavailable
 from pipeline.stores import catalog
 from pipeline.stores.catalog import MACROS, VIEWS, open_catalog, write_catalog
 from pipeline.stores.extensions import extension_path
-from pipeline.stores.lake import SIDE_TABLES, Lake
+from pipeline.stores.lake import Lake
+from pipeline.stores.tables import SIDE_TABLES
 
 S = 1_000_000
 DAY = 86_400
 START = 1_767_225_600  # 2026-01-01T00:00:00Z
 SEMANTICS = Semantics(
-    width=10 * S, disorder=4 * S, idle_after=60 * S, lateness_max=3600 * S, open_rows_max=100_000, counter_gap=300 * S
-)
+    width=10 * S, disorder=4 * S, idle_after=60 * S, lateness_max=3600 * S, open_rows_max=100_000,
+    partition_series_max=1000, device_series_max=1000, counter_gap=300 * S,
+)  # fmt: skip
 RULES = parse({"rules": [{"name": "hot", "metric": "temp", "upper": {"warning": 80, "critical": 95}}]}, 3, {})
 
 # (log time in s, [(device, metric, event time in s, value), ...]); `octets` is a counter, all else a gauge

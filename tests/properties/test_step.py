@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections import defaultdict
+from dataclasses import replace
+from datetime import datetime
 
 import polars as pl
 import pytest
@@ -13,14 +16,20 @@ from hypothesis import strategies as st
 from pipeline.core.batch import BATCH_EVENTS, ENTRIES, Batch, State, step
 from pipeline.core.recovery import LAST_ROWS, recover
 from pipeline.core.rules import Rules, parse
-from pipeline.core.schema import DEAD_ROWS, SERIES_NAMES, entry_id
+from pipeline.core.schema import AGGREGATES, DEAD_ROWS, SERIES_NAMES, entry_id
 from pipeline.core.semantics import NEVER, Semantics
+from pipeline.core.setaside import REFUSED, SERIES_LIMIT, series_of, without_refused
 from pipeline.core.windows import window_of
 from pipeline.stores.alertlog import NAMED
 from tests.oracle import Oracle
 
 S = 1_000_000
-SEMANTICS = Semantics(width=10 * S, disorder=4 * S, idle_after=12 * S, lateness_max=60 * S, open_rows_max=25, counter_gap=300 * S)
+SEMANTICS = Semantics(
+    width=10 * S, disorder=4 * S, idle_after=12 * S, lateness_max=60 * S, open_rows_max=25,
+    partition_series_max=1000, device_series_max=1000, counter_gap=300 * S,
+)  # fmt: skip
+# (series of a partition, series of a device): no limit that strikes, and each of both that does
+LIMITS = [replace(SEMANTICS, partition_series_max=p, device_series_max=d) for p, d in ((1000, 1000), (3, 2), (4, 1000), (1000, 1), (2, 2))]
 RULES = parse(
     {
         "rules": [
@@ -42,7 +51,7 @@ EXAMPLES = settings(
 
 
 @st.composite
-def streams(draw):
+def streams(draw, metrics="xy"):
     """[(log time in s, [(device, metric, event time in s, value), ...]), ...]: skewed, silent, late and repeating devices."""
     names = "abc"[: draw(st.integers(1, 3))]
     skew = {name: draw(st.sampled_from((0, 0, -40, 15, 7200, -7200))) for name in names}
@@ -55,7 +64,7 @@ def streams(draw):
         for _ in range(draw(st.sampled_from((0, 1, 2, 6, 12))) if talking else 0):
             name = draw(st.sampled_from(talking))
             behind = draw(st.sampled_from((0, 0, 1, 3, 6, 15, 30, 90)))
-            rows.append((name, draw(st.sampled_from("xy")), now + 50 + skew[name] - behind, draw(st.integers(1, 9))))
+            rows.append((name, draw(st.sampled_from(metrics)), now + 50 + skew[name] - behind, draw(st.integers(1, 9))))
         entries.append((now, rows))
     return entries + [(now + 30 * k, []) for k in range(1, 8)]
 
@@ -99,6 +108,15 @@ def revised_rows(aggregates):
     return {(str(d), str(m), w): [c, s] for d, m, w, c, s in late.cast({"device": pl.String, "metric": pl.String}).iter_rows()}
 
 
+def dead_rows(dead_letters):
+    found = []
+    for reason, text in dead_letters.select("reason", "event").iter_rows():
+        event = json.loads(text)
+        time = round(datetime.fromisoformat(event["timestamp"]).timestamp() * S)
+        found.append((reason, event["device"], event["metric"], time, event["value"]))
+    return sorted(found)
+
+
 def check_against(oracle, aggregates):
     assert base_rows(aggregates) == sorted(oracle.base, key=repr)
     assert revised_rows(aggregates) == dict(oracle.revised)
@@ -108,19 +126,22 @@ def check_against(oracle, aggregates):
 @given(data=st.data())
 def test_batch_boundaries_change_nothing(data):
     """However the stream is cut into micro-batches, the rows are those of the row-by-row oracle; so are the books."""
-    entries = data.draw(streams())
-    oracle, outputs, state = oracle_of(entries), [], State()
+    semantics = data.draw(st.sampled_from(LIMITS))
+    entries = data.draw(streams("wxyz"))
+    oracle, outputs, state = oracle_of(entries, semantics), [], State()
     for part in cut(data.draw, entries):
-        state, output = step(state, batch(part), RULES, SEMANTICS)
+        state, output = step(state, batch(part), RULES, semantics)
         outputs.append(output)
     aggregates = pl.concat([o.aggregates for o in outputs])
     check_against(oracle, aggregates)
-    assert sum(o.dead_letters.height for o in outputs) == oracle.too_late
+    assert dead_rows(pl.concat([o.dead_letters for o in outputs])) == sorted(oracle.dead)
+    known = set(state.series.select(pl.col("device", "metric").cast(pl.String)).rows())
+    assert known == {(device, metric) for device, metrics in oracle.series.items() for metric in metrics}
     assert sum(o.late.height for o in outputs) == sum(count for count, _ in oracle.revised.values())
     sent = sum(len(rows) for _, rows in entries)
-    assert aggregates["count"].sum() + aggregates["repeated"].sum() + oracle.too_late + state.open.height == sent
+    assert aggregates["count"].sum() + aggregates["repeated"].sum() + len(oracle.dead) + state.open.height == sent
 
-    whole_state, whole = step(State(), batch(entries), RULES, SEMANTICS)
+    whole_state, whole = step(State(), batch(entries), RULES, semantics)
     for name in ("anomalies", "transitions", "late"):
         assert sorted(map(repr, pl.concat([getattr(o, name) for o in outputs]).rows())) == sorted(map(repr, getattr(whole, name).rows())), (
             name
@@ -132,6 +153,7 @@ def test_batch_boundaries_change_nothing(data):
 @given(data=st.data())
 def test_partitions_do_not_touch_each_other(data):
     """Partitions stepped together, joined late or left early give the rows that each gives alone."""
+    semantics = data.draw(st.sampled_from(LIMITS))
     one, other = data.draw(streams()), data.draw(streams())
     other = [(now, [("z" + device, *rest) for device, *rest in rows]) for now, rows in other]
     state, outputs = State(), []
@@ -143,18 +165,21 @@ def test_partitions_do_not_touch_each_other(data):
             away = state.without_partition(0)
             state = state.without_partition(1).with_partition(away)
         both = Batch(pl.concat([mine.events, theirs.events]), pl.concat([mine.entries, theirs.entries]))
-        state, output = step(state, both, RULES, SEMANTICS)
+        state, output = step(state, both, RULES, semantics)
         outputs.append(output)
     aggregates = pl.concat([o.aggregates for o in outputs])
-    check_against(oracle_of(one), aggregates.filter(pl.col("partition") == 0))
-    check_against(oracle_of(other), aggregates.filter(pl.col("partition") == 1))
+    check_against(oracle_of(one, semantics), aggregates.filter(pl.col("partition") == 0))
+    check_against(oracle_of(other, semantics), aggregates.filter(pl.col("partition") == 1))
+
+
+TABLES = ("anomalies", "dead_letters", "aggregates")  # in the order of their commits
 
 
 class Lake:
     """Tables with a position each; a commit is rows and position at once. What the real lake does, in ten lines."""
 
     def __init__(self):
-        self.rows, self.position = defaultdict(list), {"anomalies": -1, "aggregates": -1}
+        self.rows, self.position = defaultdict(list), dict.fromkeys(TABLES, -1)
 
     def commit(self, table, frames, position):
         assert position > self.position[table]
@@ -179,18 +204,24 @@ class Lake:
         return joined.select(pl.col(name).cast(dtype) for name, dtype in LAST_ROWS.items())
 
 
+    def refused(self, entries):
+        dead = self.table("dead_letters", DEAD_ROWS.to_frame()).filter(pl.col("reason") == SERIES_LIMIT, pl.col("entry").is_in(entries))
+        return dead.select("entry", series=series_of(pl.col("event"))).unique()
+
+
 class Crash(Exception):
     pass
 
 
-def reign(stream, lake, settled, draw, may_crash, alerts_log):
+def reign(stream, lake, settled, draw, may_crash, alerts_log, semantics):
     """One holder: recover, then read, step, raise alerts, commit, settle, until the stream ends or it crashes."""
     pending = [entry for entry in stream if entry[0] not in settled]
     position = lake.position["aggregates"]
     before = [entry for entry in pending if entry_id(entry[0] * 1000, 0) <= position]
-    state = recover(0, position, lake.last_rows(), batch(before), alerts_log["active"], SEMANTICS)
+    refused = lake.refused([entry_id(entry[0] * 1000, 0) for entry in pending])
+    state = recover(0, position, lake.last_rows(), batch(before), alerts_log["active"], refused, semantics)
     unread = [entry for entry in pending if entry_id(entry[0] * 1000, 0) > position]
-    cuts = sorted(p for p in (lake.position["anomalies"], alerts_log["position"]) if p > position)
+    cuts = sorted(p for p in (*lake.position.values(), alerts_log["position"]) if p > position)
     made = []
     while unread:
         size = draw(st.integers(1, 6))
@@ -199,7 +230,12 @@ def reign(stream, lake, settled, draw, may_crash, alerts_log):
             if ahead:
                 size = min(size, ahead)
         taken, unread = unread[:size], unread[size:]
-        state, output = step(state, batch(taken), RULES, SEMANTICS)
+        if entry_id(taken[-1][0] * 1000, 0) <= lake.position["dead_letters"]:  # by what was refused, not by the limit of now
+            told = batch(taken)
+            told = replace(told, events=without_refused(told.events, refused))
+            state, output = step(state, told, RULES, semantics.without_series_limits())
+        else:
+            state, output = step(state, batch(taken), RULES, semantics)
         at = state.positions[0]
         if at > alerts_log["position"]:
             if output.transitions.height:
@@ -210,19 +246,14 @@ def reign(stream, lake, settled, draw, may_crash, alerts_log):
         else:  # what stands at the alerts' own position is theirs to say
             active = alerts_log["active"].join(state.series.select("series", *SERIES_NAMES), on=SERIES_NAMES).drop(SERIES_NAMES)
             state = State(**{**state.__dict__, "active": active.with_columns(partition=pl.lit(0, pl.Int32)).select(state.active.columns)})
-        if at > lake.position["anomalies"] or not output.anomalies.height:
-            made.append((output.aggregates, output.anomalies))
-        else:
-            made.append((output.aggregates, output.anomalies.clear()))
-        rows = any(aggregates.height or anomalies.height for aggregates, anomalies in made)
-        if not rows or (unread and draw(st.booleans())):
+        made.append({table: getattr(output, table) for table in TABLES if at > lake.position[table]})
+        rows = {table: [one[table] for one in made if table in one and one[table].height] for table in TABLES}
+        if not any(rows.values()) or (unread and draw(st.booleans())):
             continue
-        may_crash()
-        if any(anomalies.height for _, anomalies in made):
-            lake.commit("anomalies", [anomalies for _, anomalies in made], at)
-        may_crash()
-        if any(aggregates.height for aggregates, _ in made):
-            lake.commit("aggregates", [aggregates for aggregates, _ in made], at)
+        for table in TABLES:
+            may_crash()
+            if rows[table]:
+                lake.commit(table, rows[table], at)
         may_crash()
         if lake.position["aggregates"] == at:
             held = set(state.open["entry"])
@@ -236,7 +267,8 @@ def reign(stream, lake, settled, draw, may_crash, alerts_log):
 @given(data=st.data())
 def test_crashes_anywhere_change_nothing(data):
     """Crashes before, between and after the tables' commits, with recovery: tables and alerts end as in a calm run."""
-    stream = data.draw(streams())
+    semantics = data.draw(st.sampled_from(LIMITS))
+    stream = data.draw(streams("wxyz"))
     lake, settled, reigns = Lake(), set(), 0
     alerts_log = {"position": -1, "transitions": [], "active": NAMED.to_frame()}
 
@@ -247,18 +279,87 @@ def test_crashes_anywhere_change_nothing(data):
     while True:
         reigns += 1
         try:
-            reign(stream, lake, settled, data.draw, may_crash, alerts_log)
+            reign(stream, lake, settled, data.draw, may_crash, alerts_log, semantics)
             break
         except Crash:
             continue
     note(f"{reigns} reigns")
-    _, whole = step(State(), batch(stream), RULES, SEMANTICS)
-    check_against(oracle_of(stream), lake.table("aggregates", whole.aggregates.clear()))
+    _, whole = step(State(), batch(stream), RULES, semantics)
+    oracle = oracle_of(stream, semantics)
+    check_against(oracle, lake.table("aggregates", whole.aggregates.clear()))
+    assert dead_rows(lake.table("dead_letters", whole.dead_letters.clear())) == sorted(oracle.dead)
     found = lake.table("anomalies", whole.anomalies.clear())
     assert sorted(map(repr, found.rows())) == sorted(map(repr, whole.anomalies.rows()))
     raised = pl.concat([whole.transitions.clear(), *alerts_log["transitions"]])
     columns = ["rule", "phase", "severity", "since", "time", "value"]
     assert sorted(map(repr, raised.select(columns).rows())) == sorted(map(repr, whole.transitions.select(columns).rows()))
+
+
+@EXAMPLES
+@given(data=st.data())
+def test_a_limit_may_be_another_in_each_reign(data):
+    """Raised or lowered at a hand-over: what was refused stays refused, what was taken stays taken, nothing is lost or counts twice."""
+    stream, cuts = data.draw(streams("wxyz")), []
+    lake, settled, oracle = Lake(), set(), Oracle(SEMANTICS)
+    alerts_log = {"position": -1, "transitions": [], "active": NAMED.to_frame()}
+    for part in cut(data.draw, stream):
+        oracle.semantics = semantics = data.draw(st.sampled_from(LIMITS))
+        for now, rows in part:
+            oracle.apply(now * S, [(device, metric, time * S, value) for device, metric, time, value in rows])
+        cuts += part
+        reign(cuts, lake, settled, data.draw, lambda: None, alerts_log, semantics)
+    check_against(oracle, lake.table("aggregates", AGGREGATES.to_frame()))
+    assert dead_rows(lake.table("dead_letters", DEAD_ROWS.to_frame())) == sorted(oracle.dead)
+
+
+@pytest.mark.parametrize(("first", "then"), [((2, 1), (9, 9)), ((9, 9), (1, 1))])
+def test_a_limit_that_changes_while_dead_letters_are_ahead_judges_nothing_twice(first, then):
+    """A commit had dead letters alone, so that the position stayed behind: the next holder goes by them, whatever its limit is."""
+    limits = [replace(SEMANTICS, partition_series_max=p, device_series_max=d) for p, d in (first, then)]
+    late = ("a", "x", -200, 1)  # makes a dead letter where the limit makes none
+    stream = [(1, [("a", "x", 50, 1), ("a", "y", 50, 2), ("b", "x", 51, 3), late]), (2, [("a", "y", 51, 4)]), (90, []), (120, [])]
+    lake, settled, alerts_log = Lake(), set(), {"position": -1, "transitions": [], "active": NAMED.to_frame()}
+    oracle = Oracle(limits[0])
+    for upto, semantics in zip((1, 4), limits, strict=True):
+        oracle.semantics = semantics
+        for now, rows in stream[upto - 1 if upto == 1 else 1 : upto]:
+            oracle.apply(now * S, [(device, metric, time * S, value) for device, metric, time, value in rows])
+        reign(stream[:upto], lake, settled, lambda _: 1, lambda: None, alerts_log, semantics)
+        if upto == 1:
+            assert lake.position["dead_letters"] > lake.position["aggregates"]
+    check_against(oracle, lake.table("aggregates", AGGREGATES.to_frame()))
+    assert dead_rows(lake.table("dead_letters", DEAD_ROWS.to_frame())) == sorted(oracle.dead)
+
+
+def test_a_device_that_invents_series_leaves_room_to_others():
+    """Its known series go on, those beyond its limit are set aside, and a new series of another device is taken after it all."""
+    semantics = replace(SEMANTICS, partition_series_max=5, device_series_max=3)
+    flood = [[("bad", f"m{t}-{n}", 50 + t, 1) for n in range(20)] for t in (1, 2)]
+    flood = [(t, [*rows, ("bad", "m1-0", 50 + t, t), ("good", "x", 50 + t, t)]) for t, rows in enumerate(flood, 1)]
+    entries = [*flood, (3, [("good", "y", 53, 1), ("good", "z", 53, 1), ("late-comer", "x", 53, 1)]), (60, []), (90, [])]
+    state, output = step(State(), batch(entries), RULES, semantics)
+    counts = {(d, m): count for d, m, _, count, *_ in base_rows(output.aggregates)}
+    assert counts == {("bad", "m1-0"): 2, ("bad", "m1-1"): 1, ("bad", "m1-2"): 1, ("good", "x"): 2, ("good", "y"): 1}
+    assert output.dead_letters["reason"].unique().to_list() == [SERIES_LIMIT]
+    refused = output.dead_letters["device"].value_counts().sort("device").rows()
+    assert refused == [("bad", 37), ("good", 1), ("late-comer", 1)]
+    assert state.devices["device"].cast(pl.String).to_list() == ["bad", "good"]
+
+
+def test_names_of_any_kind_are_found_again_in_what_was_refused():
+    """Whatever stands in names and tags, recovery tells an event that was refused from one beside it that was taken."""
+    odd = ['a"b', "a\\b", '","value":1', "ü\n", '{"device":"a"}']
+    rows = [(0, 1, name, name, name, json.dumps({name: name, "value": name}) * tagged, bits, 1e300, exact, 50 * S)
+            for name in odd for tagged in (0, 1) for bits, exact in ((0, None), (64, 2**63))]  # fmt: skip
+    events = pl.DataFrame(rows, schema=BATCH_EVENTS, orient="row")
+    entries = pl.DataFrame([(0, 1, events.height)], schema=ENTRIES, orient="row")
+    _, output = step(State(), Batch(events, entries), RULES, replace(SEMANTICS, partition_series_max=3))
+    dead = output.dead_letters
+    assert dead["reason"].unique().to_list() == [SERIES_LIMIT]
+    refused = dead.select("entry", series=series_of(pl.col("event"))).unique()
+    left = without_refused(events, refused)
+    assert left.unique(SERIES_NAMES).height == 3 and left.height + dead.height == events.height
+    assert without_refused(events, REFUSED.to_frame()).equals(events)
 
 
 def test_a_device_falls_silent_in_a_busy_partition():

@@ -41,6 +41,7 @@ from tests.oracle import Oracle
 S = 1_000_000
 SETTINGS = load(
     partitions=2, window_seconds=10, disorder_seconds=4, idle_after_seconds=12, lateness_max_seconds=60, tick_interval_seconds=5,
+    partition_series_max=5, device_series_max=3,
     open_rows_max=25, commit_interval_ms=1, lease_ms=3000, read_entries_max=3, backoff_max_seconds=0.001, step_rows_max=8,
 )  # fmt: skip
 SEMANTICS = semantics_of(SETTINGS)
@@ -51,6 +52,7 @@ rules:
   - {name: mean, metric: "*", on: window, statistic: mean, upper: {warning: 4}}
 """
 DEVICES = {"a": 0, "b": 0, "c": 1}  # device -> partition
+METRICS = "xyzw"  # with them more series than a partition or a device may have
 PROCESSES_MAX = 3
 faults_seen: Counter[str] = Counter()  # over all schedules of this process
 
@@ -127,7 +129,9 @@ class Machine(RuleBasedStateMachine):
 
     @rule(
         rows=st.lists(
-            st.tuples(st.sampled_from("abc"), st.sampled_from("xy"), st.sampled_from((0, 0, 1, 3, 6, 15, 30, 90, -20)), st.integers(1, 9)),
+            st.tuples(
+                st.sampled_from("abc"), st.sampled_from(METRICS), st.sampled_from((0, 0, 1, 3, 6, 15, 30, 90, -20)), st.integers(1, 9)
+            ),
             min_size=1, max_size=8,
         )
     )  # fmt: skip
@@ -227,7 +231,8 @@ class Machine(RuleBasedStateMachine):
             self.work(0)
             self.redis.now_ms += 60_000
         for device, partition in DEVICES.items():
-            rows = [(device, "end", self._now() + 500, 5)]
+            known = self._oracle(partition).series[device]  # another might be one too many
+            rows = [(device, min(known, default="end"), self._now() + 500, 5)]
             self.rows[partition, self.redis.append(partition, payload_of_rows(rows), 1)] = rows
         for _ in range(400):
             self.work(0)
@@ -261,7 +266,11 @@ class Machine(RuleBasedStateMachine):
         open_rows = sum(len(held) for oracle in oracles for held in oracle.open.values())
         accounted = counts["aggregated"] + counts["late"] + counts["repeated"] + counts["dead_lettered"] + open_rows
         assert accepted == accounted == sum(map(len, self.rows.values())), (accepted, accounted, counts)
-        assert counts["dead_lettered"] == sum(oracle.too_late for oracle in oracles)
+        assert counts["dead_lettered"] == sum(len(oracle.dead) for oracle in oracles)
+        reasons = Counter(dead[0] for oracle in oracles for dead in oracle.dead)
+        dead_letters = self.tables.table("dead_letters")
+        assert reasons == Counter([] if dead_letters is None else dead_letters["reason"].to_list())
+        faults_seen["series limit"] += reasons["series_limit"]
         waiting = sum(entry.event_count for partition in whole for entry in MemoryStreams(self.redis).outstanding(partition))
         assert waiting == open_rows == len(DEVICES), "entries were left unsettled, or settled while their rows are open"
 

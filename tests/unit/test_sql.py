@@ -22,7 +22,9 @@ from pipeline.errors import Invalid, Unavailable
 from pipeline.sql import add_sql, ask, complete, one_line, show_table, write_aligned, write_json
 from pipeline.stores.lake import Lake
 
-SEMANTICS = Semantics(width=10, disorder=0, idle_after=1, lateness_max=10, open_rows_max=1, counter_gap=1)
+SEMANTICS = Semantics(
+    width=10, disorder=0, idle_after=1, lateness_max=10, open_rows_max=1, partition_series_max=1000, device_series_max=1000, counter_gap=1
+)
 
 
 def answer(query: str):
