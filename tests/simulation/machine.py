@@ -19,7 +19,7 @@ from pipeline.core.batch import State, step
 from pipeline.core.rules import SEVERITIES
 from pipeline.core.schema import SERIES_NAMES, split_entry_id
 from pipeline.errors import Fenced, Unavailable
-from pipeline.settings import load, semantics_of
+from pipeline.settings import Settings, load, semantics_of
 from pipeline.stores.entries import to_batch
 from pipeline.stores.rulebook import read_document
 from pipeline.testing import (
@@ -82,15 +82,17 @@ class _Committer(Executor):
 class Process:
     """One worker, with the wire to its stores."""
 
-    def __init__(self, name: str, redis: MemoryRedis, tables: MemoryTables, clock: Callable[[], float]) -> None:
+    def __init__(
+        self, name: str, redis: MemoryRedis, tables: MemoryTables, clock: Callable[[], float], settings: Settings = SETTINGS
+    ) -> None:
         self.wire, self.committer, self.frozen = Wire(), _Committer(), False
         wire = self.wire
         stores = Stores(
-            MemoryStreams(redis, wire), MemoryLeases(redis, name, SETTINGS.lease_ms, wire), MemoryAlertLog(redis, wire),
+            MemoryStreams(redis, wire), MemoryLeases(redis, name, settings.lease_ms, wire), MemoryAlertLog(redis, wire),
             MemoryRulebook(redis, RULES, wire), MemoryLake(tables, wire), MemoryLake(tables, wire),
             MemoryReports(), list,
         )  # fmt: skip
-        self.worker = Worker(SETTINGS, name, stores, clock, self.committer)
+        self.worker = Worker(settings, name, stores, clock, self.committer)
 
 
 def payload_of_rows(rows: list[tuple[str, str, int, int]]) -> bytes:
@@ -99,6 +101,8 @@ def payload_of_rows(rows: list[tuple[str, str, int, int]]) -> bytes:
 
 class Machine(RuleBasedStateMachine):
     """Any events, any processes, any of their calls going wrong, any clock."""
+
+    settings = SETTINGS
 
     @initialize()
     def begin(self) -> None:
@@ -159,7 +163,7 @@ class Machine(RuleBasedStateMachine):
     @rule(after=st.integers(0, 4), how=st.sampled_from(("", "", "refused", "lost", "dies before", "dies after")))
     def join(self, after: int = 0, how: str = "") -> None:
         self.started += 1
-        process = Process(f"w{self.started}", self.redis, self.tables, lambda: self.seconds)
+        process = Process(f"w{self.started}", self.redis, self.tables, lambda: self.seconds, self.settings)
         self.processes.append(process)
         if how:
             process.wire.bend(after, how)

@@ -18,6 +18,8 @@ ROWS = st.lists(st.tuples(st.sampled_from("abc"), st.sampled_from((0, 0, 1, 6, 1
 class PowerCuts(Machine):
     """Every event is a series of its own, so that it can be found again."""
 
+    settings = SETTINGS.model_copy(update={"partition_series_max": 10_000, "device_series_max": 10_000})
+
     def __init__(self) -> None:
         super().__init__()
         self.events: dict[bytes, list[str]] = {}  # payload -> its metrics

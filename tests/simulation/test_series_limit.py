@@ -11,8 +11,7 @@ import pytest
 
 from pipeline.core.recovery import Stand
 from pipeline.testing import MemoryLake, MemoryRedis, MemoryTables
-from tests.simulation import machine
-from tests.simulation.machine import Process, payload_of_rows
+from tests.simulation.machine import SETTINGS, Process, payload_of_rows
 
 
 class World:
@@ -22,11 +21,10 @@ class World:
         self.redis, self.tables, self.seconds = MemoryRedis(), MemoryTables(), 1000.0
         self.started = 0
 
-    def worker(self, monkeypatch, partition_series_max):
-        limited = machine.SETTINGS.model_copy(update={"partition_series_max": partition_series_max, "device_series_max": 1000})
-        monkeypatch.setattr(machine, "SETTINGS", limited)
+    def worker(self, partition_series_max):
+        limited = SETTINGS.model_copy(update={"partition_series_max": partition_series_max, "device_series_max": 1000})
         self.started += 1
-        worker = Process(f"w{self.started}", self.redis, self.tables, lambda: self.seconds).worker
+        worker = Process(f"w{self.started}", self.redis, self.tables, lambda: self.seconds, limited).worker
         worker.start()
         return worker
 
@@ -55,10 +53,10 @@ class World:
 
 
 @pytest.mark.parametrize(("first", "then", "refused"), [(2, 9, 1), (9, 1, 0)])
-def test_another_limit_at_a_hand_over_judges_nothing_twice(monkeypatch, first, then, refused):
+def test_another_limit_at_a_hand_over_judges_nothing_twice(first, then, refused):
     """Dead letters are committed and the windows of their entry are open: the next worker goes by them, not by its own limit."""
     world = World()
-    worker = world.worker(monkeypatch, first)
+    worker = world.worker(first)
     world.turn(worker)
     world.send([("a", "x", 1), ("a", "y", 2), ("b", "x", 3)])
     if not refused:
@@ -68,7 +66,7 @@ def test_another_limit_at_a_hand_over_judges_nothing_twice(monkeypatch, first, t
     stands = world.tables.stands
     assert stands[("dead_letters", 0)].position > stands.get(("aggregates", 0), Stand()).position
 
-    second = world.worker(monkeypatch, then)
+    second = world.worker(then)
     world.turn(second)
     for _ in range(8):
         world.redis.now_ms += 20_000
@@ -83,7 +81,7 @@ def test_another_limit_at_a_hand_over_judges_nothing_twice(monkeypatch, first, t
 FLOOD = 40, 500  # entries, and names that each invents
 
 
-def test_invented_names_do_not_stay(monkeypatch):
+def test_invented_names_do_not_stay():
     """In a process of its own: there must be no frame but the worker's. Known series go on as if nothing was."""
     done = subprocess.run([sys.executable, "-m", "tests.simulation.test_series_limit"], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
@@ -99,22 +97,21 @@ def flood():
     from pipeline import names
 
     names.SPARE_MAX = 1000
-    with pytest.MonkeyPatch.context() as patch:
-        world = World()
-        worker = world.worker(patch, 101)
-        world.turn(worker)
-        world.send([("good", "x", 3), ("good", "y", 3)])  # a value that raises no alert
-        entries, invented = FLOOD
-        most = 0
-        for n in range(entries):
-            world.send([*(("bad", f"m{n}-{k}", 3) for k in range(invented)), ("good", "x", 3)])
-            world.turn(worker, 1)
-            world.hold_no_names()
-            most = max(most, names.held())
-        for _ in range(40):  # no jump: a worker that lost its lease would read the lake
-            world.turn(worker, 1)
-        series = worker._state.series.height
-        world.leave(worker)
+    world = World()
+    worker = world.worker(101)
+    world.turn(worker)
+    world.send([("good", "x", 3), ("good", "y", 3)])  # a value that raises no alert
+    entries, invented = FLOOD
+    most = 0
+    for n in range(entries):
+        world.send([*(("bad", f"m{n}-{k}", 3) for k in range(invented)), ("good", "x", 3)])
+        world.turn(worker, 1)
+        world.hold_no_names()
+        most = max(most, names.held())
+    for _ in range(40):  # no jump: a worker that lost its lease would read the lake
+        world.turn(worker, 1)
+    series = worker._state.series.height
+    world.leave(worker)
     rows, dead = world.tables.rows["aggregates"], world.tables.rows["dead_letters"]
     of_good = (pl.col("device").cast(pl.String) == "good") & (pl.col("metric").cast(pl.String) == "x")
     good = sum(frame.filter(of_good)["count"].sum() for frame in rows)
