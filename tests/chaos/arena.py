@@ -55,7 +55,6 @@ class Arena(Stack):
         self.store = store
         self.ledger = Ledger()
         self.aof = AppendOnlyFile(folder / "redis")
-        self.clock_set = 0.0  # when Redis' clock was set, or it lost its last second, by time.monotonic
         self.power_cuts: list[float] = []  # when, by `clock`
         self._began = time.monotonic()
         self.control = folder / "control"
