@@ -30,11 +30,11 @@ TARGET_EVENTS_PER_SECOND_MIN = 10.0  # of a partition: nobody starves, and a rec
 DRAINING, HOLDING = 0.75, 0.95  # of what the workers read: while the backlog must shrink, and while it may stay
 URGENT = 0.7  # times both, where the delay is that of "closed"
 CALM = 0.5  # of the threshold for "fair": below, the backlog is as good as gone
-WATCHED = 0.25  # of it: from here on it is noted who sends how much, so that it is known when it matters
+WATCHED, WATCHED_SECONDS = 0.25, 0.5  # of it, or of lag: from here on it is noted who sends how much, to be known when it matters
 REOPEN = 0.7  # of the threshold for "closed"
 GROWTH_PER_SECOND = 0.3
 BEHIND_SECONDS = 1.0  # an oldest entry of this age is no matter of when a worker last looked
-FORESIGHT = 6.0  # how far a backlog is believed beyond the age of its oldest entry
+FORESIGHT = 8.0  # for each second beyond that a backlog is believed so much further: at first a step may run, and nothing be known yet
 RISE_SECONDS, AVERAGE_SECONDS = 2.0, 8.0  # the latter longer than a step of a worker takes
 EBB_SECONDS = 4.0  # from then on it must be seen that state fair is enough, and the backlog shrinks
 FLOOD = 1.25  # times the least that the backlog has been since: it is not
@@ -85,14 +85,10 @@ class Signals:
     @property
     def delay_seconds(self) -> float:
         """How old what arrives now will be when it is read: by the age of the oldest, or by the backlog where the holder is behind."""
-        return self.lag_seconds if self.lag_seconds < BEHIND_SECONDS else self.foreseen_seconds
-
-    @property
-    def foreseen_seconds(self) -> float:
-        """By the backlog alone, also where that may be nothing but a worker that has not looked yet."""
-        if not self.read_events_per_second:
+        if self.lag_seconds < BEHIND_SECONDS or not self.read_events_per_second:
             return self.lag_seconds
-        return min(self.backlog_events / self.read_events_per_second, FORESIGHT * self.lag_seconds)
+        believed = self.lag_seconds + FORESIGHT * max(0.0, self.lag_seconds - BEHIND_SECONDS)
+        return min(self.backlog_events / self.read_events_per_second, believed)
 
 
 @dataclass(frozen=True)
@@ -163,10 +159,12 @@ def decide(before: Decision, signals: Signals, demand: Demand, limits: Limits, n
     elif fair >= 1:
         state = FAIR
     elif before.state == OPEN:
-        watched = max(fair, signals.foreseen_seconds / limits.fair.lag_seconds) >= WATCHED
+        watched = fair >= WATCHED or signals.lag_seconds >= WATCHED_SECONDS
         return Decision(OPEN, "", before.since, now, target, watched=watched)
     else:
-        state, reason = FAIR, before.reason if before.state == FAIR else reason
+        state = FAIR
+        if fair < CALM:
+            reason = f"no backlog any more; it opens once nobody has had to wait for {limits.calm_seconds:.0f} s"
         if fair < CALM and demand.waiting_events_per_second <= 0:
             calm_since = now if before.calm_since is None else min(before.calm_since, now)
             if now - calm_since >= limits.calm_seconds:

@@ -229,6 +229,19 @@ def test_a_worker_that_reads_nothing_closes_its_partition():
     assert len(loop.states) == count, f"it flaps: {loop.states}"
 
 
+def test_a_worker_in_a_step_is_no_overload_where_it_is_not_known_yet_what_it_can():
+    """At first it was seen to read next to nothing, and the events of a second seem to take long."""
+    decision = decide(Decision(at=0.5), Signals(1.2, 1500, read_events_per_second=200), Demand(), LIMITS, 1.0)
+    assert decision.state == OPEN and decision.watched
+    assert decide(decision, Signals(1.7, 20_000, read_events_per_second=200), Demand(), LIMITS, 1.5).state == FAIR
+
+
+def test_what_is_said_of_a_partition_is_of_now():
+    before = Decision(FAIR, "what arrives is read after 9.0 s", at=0.0)
+    assert "5.5 s" in decide(before, Signals(5.5), Demand(), LIMITS, 0.5).reason
+    assert "no backlog any more" in decide(before, Signals(0.0), Demand(), LIMITS, 0.5).reason
+
+
 @given(rate=st.floats(0, 1e7), now=st.floats(0, 1e9))
 def test_where_nothing_waits_nothing_is_limited(rate, now):
     assert decide(Decision(at=now - 0.5), Signals(read_events_per_second=rate), Demand(), LIMITS, now).state == OPEN
