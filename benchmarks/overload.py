@@ -41,6 +41,7 @@ HEAVY_LANES = 8
 SETTINGS = {
     "PIPELINE_STEP_ROWS_MAX": "10000",  # a step takes a second then, as that of a whole worker does
     "PIPELINE_LEASE_MS": "20000",  # it is stopped for longer where the throttle was late
+    "PIPELINE_READ_ENTRIES_MAX": "16",  # nor does one read take more than some steps, where entries before it were small
     "PIPELINE_PARTITIONS": "4",
     "PIPELINE_DISORDER_SECONDS": "20",
     "PIPELINE_RULES_RELOAD_SECONDS": "1",

@@ -136,6 +136,7 @@ class Decision:
     calm_since: float | None = None
     shut: bool = False  # closed for priority metrics, too
     watched: bool = False  # open, but for how long: note who sends how much
+    pressure: float = 0.0  # of the nearest signal; 1: state fair is due
     ebb: float = NOT_YET  # the least that the backlog has been in state fair
 
     @property
@@ -160,7 +161,7 @@ def decide(before: Decision, signals: Signals, demand: Demand, limits: Limits, n
         state = FAIR
     elif before.state == OPEN:
         watched = fair >= WATCHED or signals.lag_seconds >= WATCHED_SECONDS
-        return Decision(OPEN, "", before.since, now, target, watched=watched)
+        return Decision(OPEN, "", before.since, now, target, watched=watched, pressure=fair)
     else:
         state = FAIR
         if fair < CALM:
@@ -179,7 +180,7 @@ def decide(before: Decision, signals: Signals, demand: Demand, limits: Limits, n
     shut = signals.memory_share >= limits.memory_share_max
     settled = state == before.state == FAIR and now - since >= EBB_SECONDS
     ebb = min(before.ebb, signals.backlog_events) if settled else NOT_YET
-    return Decision(state, reason, since, now, target, level, calm_since, shut, ebb=ebb)
+    return Decision(state, reason, since, now, target, level, calm_since, shut, pressure=fair, ebb=ebb)
 
 
 def _ebbs(before: Decision, signals: Signals, limits: Limits, now: float) -> bool:
@@ -281,5 +282,5 @@ def priority_of(metrics: pl.Series, patterns: Sequence[str]) -> pl.Series:
 
 
 def worst(decisions: Iterable[Decision]) -> Decision:
-    """What to say of many partitions in one word: the strictest, and of those the one that has stood longest."""
-    return min(decisions, key=lambda each: (-STATES.index(each.state), each.since), default=Decision())
+    """What to say of many partitions in one word: the strictest, and of those the one under most pressure."""
+    return max(decisions, key=lambda each: (STATES.index(each.state), each.pressure), default=Decision())

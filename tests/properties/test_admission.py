@@ -27,6 +27,7 @@ from pipeline.core.admission import (
     demand_of,
     read_rate,
     water_level,
+    worst,
 )
 from pipeline.core.buckets import Bucket, filled, refilled
 
@@ -240,6 +241,11 @@ def test_what_is_said_of_a_partition_is_of_now():
     before = Decision(FAIR, "what arrives is read after 9.0 s", at=0.0)
     assert "5.5 s" in decide(before, Signals(5.5), Demand(), LIMITS, 0.5).reason
     assert "no backlog any more" in decide(before, Signals(0.0), Demand(), LIMITS, 0.5).reason
+
+
+def test_of_many_partitions_the_one_in_most_need_speaks():
+    calm, behind = Decision(FAIR, "calm", since=1.0, pressure=0.1), Decision(FAIR, "behind", since=9.0, pressure=5.0)
+    assert worst([Decision(OPEN, pressure=9.0), calm, behind]) == behind and worst([]) == Decision()
 
 
 @given(rate=st.floats(0, 1e7), now=st.floats(0, 1e9))
