@@ -165,7 +165,7 @@ def decide(before: Decision, signals: Signals, demand: Demand, limits: Limits, n
     else:
         state = FAIR
         if fair < CALM:
-            reason = f"no backlog any more; it opens once nobody has had to wait for {limits.calm_seconds:.0f} s"
+            reason = f"hardly a backlog any more; it opens once nobody has had to wait for {limits.calm_seconds:.0f} s"
         if fair < CALM and demand.waiting_events_per_second <= 0:
             calm_since = now if before.calm_since is None else min(before.calm_since, now)
             if now - calm_since >= limits.calm_seconds:
