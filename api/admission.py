@@ -38,7 +38,7 @@ from pipeline.stores.admission import DECIDE_SECONDS, Decisions, Desk
 
 _log = logging.getLogger(__name__)
 
-DEMAND_TICKS = 8  # over which a device's rate is taken
+DEMAND_TICKS = 16  # over which a device's rate is taken: in more time than anybody is told to wait, or who waits would seem to be gone
 STOP_SECONDS = 2.0
 DEVICES_MAX = 1 << 17  # with buckets; beyond, all begin anew
 _OFFERED = pl.Schema({"partition": pl.UInt32(), "device": pl.String(), "rows": pl.Float64()})

@@ -1,7 +1,8 @@
 """`python -m benchmarks.overload`: clients offer five times what the worker can take, one of them most of it.
 
-The worker stands still most of the time, so that the clients and the API fit beside it on a small machine. Figures, a file of
-samples and a plot; exit code 1 where something accepted was not aggregated, or Redis came near its limit.
+The worker is slowed down to a rate that is known, so that the clients and the API fit beside it on a small machine; what it did read
+while it was behind is a figure of its own. Samples and a plot are left; exit code 1 where something accepted was not aggregated, or
+Redis came near its limit.
 """
 
 from __future__ import annotations
@@ -9,10 +10,9 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
-import signal
+import subprocess
 import sys
 import tempfile
-import threading
 import time
 from collections import Counter
 from dataclasses import dataclass, field
@@ -25,25 +25,28 @@ import numpy as np
 
 from pipeline.core.partitions import partition_of
 from pipeline.status import status
-from tests.harness import NEVER_WAIT, Stack, eventually
+from pipeline.stores.streams import Streams
+from tests.harness import Stack, eventually
 
 DEVICES = 12  # the last is the heavy one
-HEAVY_TIMES = 50  # its share
 OTHERS_SHARE = 0.8  # of what the worker takes, by the other devices together: alone they would fit
+OFFERED_TIMES = 5.0  # what it takes, by all; the heavy one alone has 84 % of it, 50 times its share
 BODY_EVENTS = 500
 REDIS_MEMORY_MB = 256
 SAMPLE_SECONDS = 0.5
-RUNS_SECONDS, STANDS_SECONDS = 0.01, 0.09
+READ_SECONDS = 5.0  # over which the plot shows what was read: a worker reads much at once
+WORKER_EVENTS_PER_SECOND = 10_000
+BEHIND_EVENTS = 5_000  # with so many unread, in one partition at least, the worker reads what it can
 HEAVY_LANES = 8
 SETTINGS = {
-    "PIPELINE_READ_ENTRIES_MAX": "1",
+    "PIPELINE_STEP_ROWS_MAX": "10000",  # a step takes a second then, as that of a whole worker does
+    "PIPELINE_LEASE_MS": "20000",  # it is stopped for longer where the throttle was late
+    "PIPELINE_READ_ENTRIES_MAX": "16",  # nor does one read take more than some steps, where entries before it were small
     "PIPELINE_PARTITIONS": "4",
-    "PIPELINE_GROUP_EVENTS_MAX": "500",
     "PIPELINE_DISORDER_SECONDS": "20",
     "PIPELINE_RULES_RELOAD_SECONDS": "1",
 }
-UNLIMITED = "rules: []\n" + NEVER_WAIT
-LIMITED = "rules: []\nadmission: {fair: {lag: 3s}, closed: {lag: 20s}, priority: ['*oper-status*']}\n"
+RULES = "rules: []\n"  # and admission by its defaults
 
 
 @dataclass
@@ -89,6 +92,8 @@ class Clients:
         account, every, next_at, sent = self.accounts[number], BODY_EVENTS / rate, time.monotonic(), 0
         while not self.over:
             await asyncio.sleep(max(0.0, next_at - time.monotonic()))
+            if self.over:
+                return
             due = max(1, int((time.monotonic() - next_at) / every) + 1)
             next_at += due * every
             account.offered += (due - 1) * BODY_EVENTS  # what it could not even send
@@ -136,25 +141,22 @@ def _names() -> list[str]:
     return [f"device-{number}" for number in range(DEVICES - 1)] + ["heavy"]
 
 
-def capacity(stack: Stack, events: int = 40_000) -> float:
-    """What the worker takes, in events per second, of a backlog."""
-    bodies = [_events(number % DEVICES, number, priority=False) for number in range(events // BODY_EVENTS)]
-    with httpx.Client(timeout=30) as client:
-        for body in bodies:
-            client.post(f"{stack.url}/v1/events", content=msgspec.json.encode(body)).raise_for_status()
-    began, before = time.monotonic(), status(stack.settings, stack.client)["backlog_events"]
-    eventually(lambda: status(stack.settings, stack.client)["backlog_events"] < before / 5, 120, "most of the backlog is read")
-    return 0.8 * before / (time.monotonic() - began)
+def _read(stack: Stack) -> dict[int, int]:
+    """Events that the worker has read so far, of each partition."""
+    partitions = range(stack.settings.partitions)
+    return {partition: each.read_events for partition, each in Streams(stack.client).backlog(partitions).items()}
 
 
 async def _sampled(stack: Stack, samples: list[dict], over: asyncio.Event) -> None:
     began = time.monotonic()
     while not over.is_set():
-        now = await asyncio.to_thread(status, stack.settings, stack.client)
+        now, read = await asyncio.to_thread(lambda: (status(stack.settings, stack.client), _read(stack)))
         samples.append({
-            "seconds": time.monotonic() - began, "lag_seconds": now["lag_seconds"], "backlog_events": now["backlog_events"],
+            "seconds": time.monotonic() - began, "read_events": sum(read.values()),
+            "lag_seconds": now["lag_seconds"], "backlog_events": now["backlog_events"],
             "memory_bytes": now["redis"]["memory_bytes"], "state": now["admission"]["state"],
             "states": {each["partition"]: each["admission"] for each in now["partitions"]},
+            "backlogs": {each["partition"]: each["backlog_events"] for each in now["partitions"]},
         })  # fmt: skip
         await asyncio.sleep(SAMPLE_SECONDS)
 
@@ -178,31 +180,21 @@ async def _load(stack: Stack, clients: Clients, seconds: float, say) -> list[dic
 
 def measure(seconds: float, folder: Path, say) -> dict:
     """The figures of one overload, and the samples they are from."""
+    takes = WORKER_EVENTS_PER_SECOND
     with Stack(folder, fsync="everysec", **SETTINGS) as stack:
         stack.client.config_set("maxmemory", REDIS_MEMORY_MB * 1024**2)
         stack.start(workers=1)
-        threading.Thread(target=_slow_down, args=(stack,), daemon=True).start()
-        _rules(stack, UNLIMITED)
-        takes = capacity(stack)
-        eventually(lambda: not status(stack.settings, stack.client)["backlog_events"], 60, "the backlog is read")
-        _rules(stack, LIMITED)
-        share = takes / DEVICES
-        rates = [OTHERS_SHARE * share] * (DEVICES - 1) + [HEAVY_TIMES * share]
-        say(f"the worker takes {takes:,.0f} events/s; {sum(rates):,.0f} are offered, {rates[-1] / sum(rates):.0%} of them by one device")
+        slowing = [sys.executable, "-m", "benchmarks.throttle", str(stack.workers[0].pid), str(takes)]
+        slowing += [stack.settings.redis_url, str(stack.settings.partitions)]
+        stack.others.append(subprocess.Popen(slowing, cwd=Path(__file__).parents[1], stdin=subprocess.DEVNULL))
+        _rules(stack, RULES)
+        rates = [OTHERS_SHARE * takes / (DEVICES - 1)] * (DEVICES - 1) + [(OFFERED_TIMES - OTHERS_SHARE) * takes]
+        heavy = f"{rates[-1] / sum(rates):.0%} of them by one device, {rates[-1] / takes * DEVICES:.0f} times its share"
+        say(f"the worker takes {takes:,.0f} events/s; {sum(rates):,.0f} are offered, {heavy}")
         clients = Clients(stack.url, rates)
         samples = asyncio.run(_load(stack, clients, seconds, say))
         books = _settled(stack)
     return {**_figures(clients, samples, takes, sum(rates)), "books": books, "samples": samples}
-
-
-def _slow_down(stack: Stack) -> None:
-    """Let the worker run for a tenth of the time only, as on a machine that others need more."""
-    worker = stack.workers[0]
-    while worker.poll() is None:
-        worker.send_signal(signal.SIGCONT)
-        time.sleep(RUNS_SECONDS)
-        worker.send_signal(signal.SIGSTOP)
-        time.sleep(STANDS_SECONDS)
 
 
 def _rules(stack: Stack, document: str) -> None:
@@ -221,13 +213,14 @@ def _settled(stack: Stack) -> dict:
     return books
 
 
-def _figures(clients: Clients, samples: list[dict], takes: float, offered: float) -> dict:
+def _figures(clients: Clients, samples: list[dict], takes: int, offered: float) -> dict:
     *others, heavy = clients.accounts
     mates = [account for number, account in enumerate(others) if _partition(number) == _partition(DEVICES - 1)]
     drained = next((each["seconds"] for each in samples if not each["load"] and not each["backlog_events"]), None)
     opened = next((each["seconds"] for each in samples if not each["load"] and each["state"] == "open"), None)
     return {
         "worker_events_per_second": takes,
+        "worker_read_per_second_while_behind": _read_while_behind(samples),
         "offered_times": offered / takes,
         "accepted_events": sum(account.accepted for account in clients.accounts),
         "others_first_time": sum(a.first_time for a in others) / sum(a.offered for a in others),
@@ -244,6 +237,13 @@ def _figures(clients: Clients, samples: list[dict], takes: float, offered: float
     }
 
 
+def _read_while_behind(samples: list[dict]) -> float | None:
+    """What the worker did take during the overload, where it had no reason to take less than it can."""
+    pairs = [(a, b) for a, b in pairwise(samples) if b["load"] and all(max(each["backlogs"].values()) >= BEHIND_EVENTS for each in (a, b))]
+    seconds = sum(b["seconds"] - a["seconds"] for a, b in pairs)
+    return sum(b["read_events"] - a["read_events"] for a, b in pairs) / seconds if seconds else None
+
+
 def _partition(number: int) -> int:
     return partition_of(_names()[number], int(SETTINGS["PIPELINE_PARTITIONS"]))
 
@@ -255,8 +255,25 @@ def _changes(samples: list[dict]) -> int:
     return max(sum(a != b for a, b in pairwise(states)) for states in of.values())
 
 
+def _curves(samples: list[dict]) -> dict[str, dict[str, list[float]]]:
+    """Title -> label -> a value for each sample."""
+    back = [max(0, place - round(READ_SECONDS / SAMPLE_SECONDS)) for place in range(len(samples))]
+    gone = [max(SAMPLE_SECONDS, each["seconds"] - samples[at]["seconds"]) for each, at in zip(samples, back, strict=True)]
+    read = [(each["read_events"] - samples[at]["read_events"]) / s for each, at, s in zip(samples, back, gone, strict=True)]
+    levels = ("open", "fair", "closed")
+    return {
+        "lag, s": {"": [each["lag_seconds"] for each in samples]},
+        "unread events": {f"partition {p}": [each["backlogs"][p] for each in samples] for p in samples[0]["backlogs"]},
+        f"events read per second, over {READ_SECONDS:.0f} s": {"": read},
+        "Redis memory, share of its limit": {"": [each["memory_bytes"] / REDIS_MEMORY_MB / 1024**2 for each in samples]},
+        "admission (0 open, 1 fair, 2 closed)": {
+            f"partition {p}": [levels.index(each["states"][p]) for each in samples] for p in samples[0]["states"]
+        },
+    }
+
+
 def plot(found: dict, path: Path) -> None:
-    """Lag, backlog, memory and state over time."""
+    """Lag, backlog, reading, memory and states over time."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -264,17 +281,14 @@ def plot(found: dict, path: Path) -> None:
 
     samples = found["samples"]
     at = [each["seconds"] for each in samples]
-    figure, axes = pyplot.subplots(4, 1, figsize=(10, 9), sharex=True)
-    series = (
-        ("lag, s", [each["lag_seconds"] for each in samples]),
-        ("unread events", [each["backlog_events"] for each in samples]),
-        ("Redis memory, share of its limit", [each["memory_bytes"] / REDIS_MEMORY_MB / 1024**2 for each in samples]),
-        ("admission (0 open, 1 fair, 2 closed)", [("open", "fair", "closed").index(each["state"]) for each in samples]),
-    )
-    for axis, (name, values) in zip(axes, series, strict=True):
-        axis.plot(at, values, drawstyle="steps-post" if name.startswith("admission") else "default")
+    figure, axes = pyplot.subplots(5, 1, figsize=(10, 11), sharex=True)
+    for axis, (name, values) in zip(axes, _curves(samples).items(), strict=True):
+        for label, each in values.items():
+            axis.plot(at, each, drawstyle="steps-post" if name.startswith("admission") else "default", label=label)
         axis.set_title(name, loc="left", fontsize=10)
         axis.set_ylim(bottom=0)
+        if len(values) > 1:
+            axis.legend(loc="upper right", fontsize=8)
         axis.axvspan(0, max((each["seconds"] for each in samples if each["load"]), default=0), alpha=0.1)
     axes[-1].set_xlabel(f"seconds; {found['offered_times']:.1f} times what the worker takes is offered while shaded")
     figure.tight_layout()

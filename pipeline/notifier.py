@@ -10,6 +10,7 @@ import json
 import logging
 import threading
 from datetime import UTC, datetime
+from itertools import product
 from typing import ClassVar, Protocol
 
 from redis.exceptions import RedisError
@@ -96,6 +97,8 @@ class Notifier:
         self._client = connect(settings.redis_url, settings.redis_timeout_seconds)
         self._reader = AlertReader(self._client, settings.partitions, "notifier")
         self._sinks = sinks
+        for sink, counter in product(sinks, (metrics.NOTIFIED, metrics.NOTIFY_FAILURES, metrics.NOTIFY_SET_ASIDE)):
+            counter.labels(sink.name)  # from 0 on
         self.health = health_of(settings)
         self._stopping = threading.Event()
 

@@ -5,12 +5,15 @@ from __future__ import annotations
 import resource
 import time
 from collections.abc import Callable, Collection
+from itertools import product
 from pathlib import Path
 from typing import NamedTuple
 
 import polars as pl
 
 from pipeline import metrics
+from pipeline.commits import COMMIT_ORDER
+from pipeline.core.alerts import PHASES
 from pipeline.core.batch import Output, State
 from pipeline.core.cardinality import Fullest, fullest
 from pipeline.core.fleet import condition
@@ -56,6 +59,10 @@ class Watch:
         self._semantics = semantics
         self._standing = standing
         self._shown: set[int] = set()
+        for table in COMMIT_ORDER:  # from 0 on: of a counter that begins at its first count, no rate shows that
+            metrics.COMMIT_FAILURES.labels(table)
+        for phase, severity in product(PHASES, SEVERITIES):
+            metrics.ALERT_TRANSITIONS.labels(phase, severity)
 
     def look(self) -> None:
         """Set every gauge, and say in Redis how it stands. While Redis is away, what was told last stays."""

@@ -13,6 +13,7 @@ FILE = Path(__file__).with_name("dashboard.json")
 WIDTH, HEIGHT = 8, 8  # three panels a row of Grafana's 24 columns
 SOURCE = {"type": "prometheus", "uid": "${source}"}
 RATE = "[$__rate_interval]"
+LOOKS = "[5m]"  # for what the housekeeping looks at once a minute
 
 
 class Panel(NamedTuple):
@@ -53,6 +54,12 @@ ROWS: dict[str, list[Panel]] = {
                 "not admitted, {{state}}": f"sum by (state) (rate(pipeline_events_not_admitted_total{RATE}))",
             },
         ),
+        Panel(
+            "Admission",
+            "short",
+            {"{{instance}}": "pipeline_admission_state"},
+            help="Of the strictest partition: 0 open, 1 fair, 2 closed",
+        ),
         Panel("Requests", "reqps", {"{{status}}": f"sum by (status) (rate(pipeline_http_requests_total{RATE}))"}),
         Panel("Request duration", "s", quantiles("pipeline_http_request_duration_seconds")),
         Panel(
@@ -74,11 +81,8 @@ ROWS: dict[str, list[Panel]] = {
     ],
     "Through: the workers": [
         Panel("Lag per partition", "s", {"{{partition}}": "max by (partition) (pipeline_read_lag_seconds)"}),
-        Panel(
-            "Backlog",
-            "short",
-            {"events": "sum(pipeline_backlog_events)", "entries": "sum(pipeline_backlog_entries)"},
-        ),
+        Panel("Backlog: events", "short", {"{{partition}}": "max by (partition) (pipeline_backlog_events)"}),
+        Panel("Backlog: entries", "short", {"{{partition}}": "max by (partition) (pipeline_backlog_entries)"}),
         Panel("Events applied", "cps", {"{{instance}}": f"sum by (instance) (rate(pipeline_events_applied_total{RATE}))"}),
         Panel("Partitions held", "short", {"{{instance}}": "pipeline_partitions_held"}),
         Panel(
@@ -100,7 +104,8 @@ ROWS: dict[str, list[Panel]] = {
                 "set aside: {{reason}}": f"sum by (reason) (rate(pipeline_dead_letters_total{RATE}))",
             },
         ),
-        Panel("In memory", "short", {"series": "sum(pipeline_series_known)", "open rows": "sum(pipeline_open_rows)"}),
+        Panel("In memory: series", "short", {"{{instance}}": "pipeline_series_known"}),
+        Panel("In memory: rows of open windows", "short", {"{{instance}}": "pipeline_open_rows"}),
         Panel(
             "Series, of their limit",
             "percentunit",
@@ -116,7 +121,7 @@ ROWS: dict[str, list[Panel]] = {
         Panel("Files", "short", {"{{table}}": "max by (table) (pipeline_lake_files)"}),
         Panel("Rows", "short", {"{{table}}": "max by (table) (pipeline_lake_rows)"}),
         Panel("Size", "bytes", {"{{table}}": "max by (table) (pipeline_lake_bytes)"}),
-        Panel("Commits", "cps", {"{{table}}": f"max by (table) (deriv(pipeline_lake_version{RATE}))"}),
+        Panel("Commits", "cps", {"{{table}}": f"max by (table) (deriv(pipeline_lake_version{LOOKS}))"}),
     ],
     "Books, Redis, machines": [
         Panel(

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import polars as pl
 
+PHASES = ("pending", "firing", "resolved")
 # Alerts that stand. `severity` 1 is warning, 2 critical; `value` is its last sample's, `bound` the one last breached.
 ACTIVE = pl.Schema(
     {

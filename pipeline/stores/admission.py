@@ -116,7 +116,7 @@ class Desk:
             read[partition] = float(backlog.read_events)
             rate = before.rates.get(partition, 0.0)
             if 0 < elapsed < 10 and partition in before.read:
-                rate = read_rate(rate, max(0.0, read[partition] - before.read[partition]) / elapsed, elapsed)
+                rate = read_rate(rate, max(0.0, read[partition] - before.read[partition]) / elapsed, elapsed, before.of(partition).state)
             signals[partition] = Signals(backlog.oldest_seconds, float(backlog.events), share, commit, rate)
         return signals, read
 
@@ -124,7 +124,7 @@ class Desk:
         found: dict[int, Demand] = {}
         for said in recent(await self._redis.hgetall(DEMAND), now, DEMAND_SECONDS_MAX).values():
             for partition, each in said["demand"].items():
-                classes = {int(exponent): tuple(pair) for exponent, pair in each.pop("classes").items()}
+                classes = {int(step): tuple(pair) for step, pair in each.pop("classes").items()}
                 found[int(partition)] = found.get(int(partition), Demand()).plus(Demand(classes, **each))
         return found
 

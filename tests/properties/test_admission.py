@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 import random
 from collections import Counter, deque
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 
 import polars as pl
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
+from api.admission import DEMAND_TICKS
 from pipeline.core import admission
 from pipeline.core.admission import (
     CLOSED,
@@ -26,6 +27,7 @@ from pipeline.core.admission import (
     demand_of,
     read_rate,
     water_level,
+    worst,
 )
 from pipeline.core.buckets import Bucket, filled, refilled
 
@@ -33,6 +35,7 @@ TURN, STEP = 0.5, 0.1
 BODY_ROWS = 1000
 LIMITS = Limits()
 PHASES = (Phase.explicit, Phase.reuse, Phase.generate)  # a loop is long: a smaller one would say no more
+BATCHES = st.floats(0, 2.5)
 RATES = st.lists(st.floats(500, 20_000), min_size=2, max_size=12)
 
 
@@ -43,12 +46,14 @@ class Loop:
     rates: list[float]
     capacity: float
     seed: int
-    obey: bool = True
+    defiant: Collection[int] = ()  # devices that come again long before they were told to
+    batch_seconds: float = 0.0  # the worker reads as much at once as it is busy with for so long, and nothing meanwhile
     now: float = 0.0
     decision: Decision = field(default_factory=Decision)
     states: list[tuple[float, str]] = field(default_factory=list)
     accepted: Counter = field(default_factory=Counter)
     offered: Counter = field(default_factory=Counter)
+    first_time: Counter = field(default_factory=Counter)  # of those accepted: at the first attempt
     lag_most: float = 0.0
     _queue: deque = field(default_factory=deque)
 
@@ -57,8 +62,9 @@ class Loop:
         devices = range(len(self.rates))
         self._unsent, self._next = dict.fromkeys(devices, 0.0), {device: self._rng.random() for device in devices}
         self._tokens: dict[int, Bucket] = {}
-        self._seen, self._ticks, self._waiting = Counter(), deque(maxlen=8), 0.0
-        self._rate = self._read = self._turned = 0.0
+        self._seen, self._ticks, self._waiting = Counter(), deque(maxlen=DEMAND_TICKS), 0.0
+        self._again = dict.fromkeys(devices, False)
+        self._rate = self._read = self._turned = self._busy_until = 0.0
 
     @property
     def backlog(self) -> float:
@@ -84,11 +90,15 @@ class Loop:
             wait = self._ask(device, rows)
             if wait is None:
                 self.accepted[device] += rows
+                self.first_time[device] += 0 if self._again[device] else rows
+                self._again[device] = False
                 self._queue.append([self.now, rows])
                 self._unsent[device] -= rows
             else:
                 self._waiting += rows
-                self._next[device] = self.now + (math.ceil(wait * self._rng.uniform(1, admission.SPREAD)) if self.obey else 0.2)
+                self._again[device] = True
+                told = math.ceil(wait * self._rng.uniform(1, admission.SPREAD))
+                self._next[device] = self.now + (0.2 if device in self.defiant else told)
 
     def _ask(self, device: int, rows: float) -> float | None:
         if self.decision.state == OPEN:
@@ -103,7 +113,9 @@ class Loop:
         return None if taken else min(max((rows - bucket.level) / level, 1.0), admission.WAIT_SECONDS_MAX / admission.SPREAD)
 
     def _work(self) -> None:
-        can = self.capacity * STEP * self._rng.uniform(0.8, 1.2)
+        if self.now < self._busy_until:
+            return
+        wanted = can = self.capacity * max(STEP, self.batch_seconds) * self._rng.uniform(0.8, 1.2)
         while can > 0 and self._queue:
             taken = min(can, self._queue[0][1])
             self._queue[0][1] -= taken
@@ -111,9 +123,10 @@ class Loop:
             can -= taken
             if self._queue[0][1] <= 1e-9:
                 self._queue.popleft()
+        self._busy_until = self.now + (wanted - can) / self.capacity - STEP / 2
 
     def _turn(self) -> None:
-        self._rate = read_rate(self._rate, self._read / (self.now - self._turned), self.now - self._turned)
+        self._rate = read_rate(self._rate, self._read / (self.now - self._turned), self.now - self._turned, self.decision.state)
         self._read, self._turned = 0.0, self.now
         self._ticks.append(self._seen)
         known = self.decision.state != OPEN or self.decision.watched
@@ -133,9 +146,9 @@ class Loop:
 
 
 @settings(max_examples=25, deadline=None, phases=PHASES)
-@given(rates=RATES, overload=st.floats(1.5, 6), seed=st.integers(0, 1 << 20), obey=st.booleans())
-def test_under_a_lasting_overload_it_holds_still_wastes_nothing_and_starves_nobody(rates, overload, seed, obey):
-    loop = Loop(rates, sum(rates) / overload, seed, obey)
+@given(rates=RATES, overload=st.floats(1.5, 6), seed=st.integers(0, 1 << 20), obey=st.booleans(), batch=BATCHES)
+def test_under_a_lasting_overload_it_holds_still_wastes_nothing_and_starves_nobody(rates, overload, seed, obey, batch):
+    loop = Loop(rates, sum(rates) / overload, seed, () if obey else range(len(rates)), batch)
     loop.run(60)
     assert [state for _, state in loop.states if state == OPEN] == [], loop.states
     assert sum(loop.accepted.values()) > 0.9 * loop.capacity * 60, "the workers had nothing to do"
@@ -144,6 +157,26 @@ def test_under_a_lasting_overload_it_holds_still_wastes_nothing_and_starves_nobo
     for device, rate in enumerate(rates):
         if rate < fair / 2:
             assert loop.accepted[device] >= 0.9 * (loop.offered[device] - rate - BODY_ROWS), (device, rate, fair)
+
+
+@settings(max_examples=25, deadline=None, phases=PHASES)
+@given(
+    others=st.integers(3, 20), share=st.floats(0.2, 0.8), times=st.floats(2, 20), seed=st.integers(0, 1 << 20), obeys=st.booleans(),
+    batch=BATCHES,
+)  # fmt: skip
+def test_others_who_fit_do_not_notice_a_heavy_device(others, share, times, seed, obeys, batch):
+    """However deep the backlog is that it makes before it is told to wait: to refuse all for that would be of no use to anybody."""
+    capacity = 8000
+    share = min(share, 0.7 * others / (others + 1))  # else what each wants is hardly less than an equal share, which the heavy one has
+    rates = [share * capacity / others] * others
+    loop = Loop([*rates, 0.0], capacity, seed, () if obeys else [others], batch)
+    loop.run(10)
+    assert loop.decision.state == OPEN
+    loop.rates = [*rates, (times - share) * capacity]
+    loop.run(80)
+    assert [state for _, state in loop.states] == [FAIR], loop.states
+    offered = sum(loop.offered[device] - loop.rates[device] - BODY_ROWS for device in range(others))
+    assert sum(loop.first_time[device] for device in range(others)) >= 0.95 * offered
 
 
 @settings(max_examples=25, deadline=None, phases=PHASES)
@@ -159,6 +192,60 @@ def test_it_opens_within_ten_seconds_of_the_drain_and_stays_open(rates, seed):
     count = len(loop.states)
     loop.run(30)
     assert len(loop.states) == count, f"it flaps: {loop.states}"
+
+
+@given(batch=st.floats(0.5, 5), rate=st.floats(1, 1e6))
+def test_a_worker_that_reads_much_at_once_is_not_taken_for_a_faster_one(batch, rate):
+    seen, taken = rate, []
+    for turn in range(200):
+        batches = int((turn + 1) * TURN / batch) - int(turn * TURN / batch)
+        seen = read_rate(seen, batches * batch * rate / TURN, TURN, FAIR)
+        taken.append(seen)
+    assert 0.85 * rate < sum(taken[100:]) / 100 < 1.15 * rate
+
+
+def test_a_delay_closes_only_where_fair_does_not_end_it():
+    def after(backlogs, state=FAIR) -> list[str]:
+        decision, states = Decision(state, since=0.0, at=0.0), []
+        for turn, backlog in enumerate(backlogs):
+            decision = decide(decision, Signals(40, backlog, read_events_per_second=1000), Demand(), LIMITS, (turn + 1) * TURN)
+            states.append(decision.state)
+        return states
+
+    falling = [90_000 - 500 * turn for turn in range(40)]
+    growing = [90_000 + 1500 * turn for turn in range(40)]
+    assert CLOSED not in after(falling, OPEN) and CLOSED not in after(falling)
+    assert after(growing)[-1] == CLOSED and CLOSED not in after(growing)[:8], "it is given the time to take effect"
+
+
+def test_a_worker_that_reads_nothing_closes_its_partition():
+    loop = Loop([1000.0, 1000.0], 4000, 1)
+    loop.run(20)
+    assert loop.decision.state == OPEN
+    loop.capacity = 1e-9
+    loop.run(LIMITS.closed.lag_seconds + 30)
+    assert loop.decision.state == CLOSED
+    count = len(loop.states)
+    loop.run(30)
+    assert len(loop.states) == count, f"it flaps: {loop.states}"
+
+
+def test_a_worker_in_a_step_is_no_overload_where_it_is_not_known_yet_what_it_can():
+    """At first it was seen to read next to nothing, and the events of a second seem to take long."""
+    decision = decide(Decision(at=0.5), Signals(1.2, 1500, read_events_per_second=200), Demand(), LIMITS, 1.0)
+    assert decision.state == OPEN and decision.watched
+    assert decide(decision, Signals(1.7, 20_000, read_events_per_second=200), Demand(), LIMITS, 1.5).state == FAIR
+
+
+def test_what_is_said_of_a_partition_is_of_now():
+    before = Decision(FAIR, "what arrives is read after 9.0 s", at=0.0)
+    assert "5.5 s" in decide(before, Signals(5.5), Demand(), LIMITS, 0.5).reason
+    assert "hardly a backlog any more" in decide(before, Signals(0.0), Demand(), LIMITS, 0.5).reason
+
+
+def test_of_many_partitions_the_one_in_most_need_speaks():
+    calm, behind = Decision(FAIR, "calm", since=1.0, pressure=0.1), Decision(FAIR, "behind", since=9.0, pressure=5.0)
+    assert worst([Decision(OPEN, pressure=9.0), calm, behind]) == behind and worst([]) == Decision()
 
 
 @given(rate=st.floats(0, 1e7), now=st.floats(0, 1e9))
