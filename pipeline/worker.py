@@ -330,7 +330,7 @@ class Worker:
         if rows:  # as many entries next time as make about one step's worth of rows
             each = rows / sum(map(len, entries.values()))
             fits = self._settings.step_rows_max / each / len(self._held)
-            self._entries_per_read = max(1, min(self._settings.read_entries_max, int(fits)))
+            self._entries_per_read = max(1, min(self._settings.read_entries_max, 2 * self._entries_per_read, int(fits)))
         if failed is not None and not entries:
             raise failed
         return entries, full
