@@ -172,8 +172,10 @@ class MemoryStreams:
 
         def unseen(entry: int) -> bool:
             of = stream.incarnations[entry]
-            later = {stand for stand in stands if stand.incarnation and entry <= stand.position and of != stand.incarnation}
-            return any(of == current or of >> RUN_BITS >= stand.incarnation >> RUN_BITS for stand in later)
+            beyond = [stand.incarnation for stand in stands if entry <= stand.position]
+            if stands and entry <= stands[0].position:  # it alone decides
+                beyond = beyond[:1]
+            return any(known and of != known and (of == current or of >> RUN_BITS >= known >> RUN_BITS) for known in beyond)
 
         moved = [entry for entry in stream.entries if unseen(entry)]
         for number in moved:

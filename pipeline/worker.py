@@ -196,7 +196,7 @@ class Worker:
         last_rows = self._reading_lake.last_rows(tokens, self._semantics)
         for partition in tokens:
             holding = self._held[partition]
-            stands = [found[partition] for found in stood.values()]
+            stands = [stood[table][partition] for table in reversed(COMMIT_ORDER)]  # `aggregates` first
             holding.tables = {table: found[partition].position for table, found in stood.items()}
             try:
                 self._recover_one(partition, holding, stands, last_rows[partition])

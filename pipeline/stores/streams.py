@@ -209,14 +209,13 @@ class Streams:
     def open(self, partition: int, token: int, position: int, newest: int, stands: Iterable[Stand], accepted: int | None) -> Opened:
         """Make stream and group at the committed position where they are absent, and let ids go on after `newest`.
 
-        `stands`: of each table, or of the holder's own state. Entries behind one of them that it cannot have read are moved: they
-        came after Redis had forgotten its last moments. `accepted`: events of this partition that the lake accounts for; the
-        books of a Redis that lost its memory start from it. None: the stream must be there, else Fenced.
+        `stands`: of each table, `aggregates` first, or of the holder's own state. Entries behind one of them that it cannot have read
+        are moved: they came after Redis had forgotten its last moments. `accepted`: events of this partition that the lake accounts
+        for; the books of a Redis that lost its memory start from it. None: the stream must be there, else Fenced.
         """
         arguments: list = [token, GROUP, format_id(position), "" if accepted is None else accepted, format_id(newest)]
         for stand in stands:
-            if stand.incarnation:
-                arguments += [format_id(stand.position), format_incarnation(stand.incarnation)]
+            arguments += [format_id(stand.position), format_incarnation(stand.incarnation)]
         with translated(partition):
             made, incarnation, moved = self._scripts.call("open", _holder_keys(partition), arguments)
         if moved:  # nothing may be made of these before the disk has them: else a second loss would bring back their old ids

@@ -168,6 +168,18 @@ def test_the_next_holder_moves_them_by_what_the_lake_says(world):
     assert opened.moved == 0
 
 
+def test_what_a_zombie_wrote_beside_the_aggregates_moves_nothing_that_these_have(world):
+    """It had read the forgotten entry; to `aggregates` it could write no more, to a table that nobody else wrote to it could."""
+    token, first, forgotten = read_and_forgotten(world)
+    streams = world.streams()
+    now = streams.open(0, token, AHEAD, first, [Stand(first, forgotten.incarnation)], None).incarnation
+    assert [entry.id for entry in streams.read({0: token}, 10, {})[0]] == [first, forgotten.position]
+    tables = [Stand(forgotten.position, now), forgotten]
+    assert streams.open(0, token, AHEAD, forgotten.position, tables, None).moved == 0
+    tables = [Stand(first, now), forgotten]
+    assert streams.open(0, token, AHEAD, forgotten.position, tables, None).moved == 1
+
+
 def test_a_lake_of_which_no_incarnation_is_known_moves_nothing(world):
     token, _, stands = read_and_forgotten(world)
     assert world.streams().open(0, token, AHEAD, stands.position, [Stand(stands.position)], None).moved == 0

@@ -1,7 +1,8 @@
 -- after: fence, run, incarnation
 -- Make the stream and its group where they are absent, and bring its ids behind all that was made of it. KEYS: lease, stream, books.
 -- ARGV: token, group, committed position ("ms-seq"), accepted events as the lake knows them ('': the stream must be there), the
--- newest id that anything stands for, then of each thing that outlives a Redis how far it has come: id and incarnation (not where none is known).
+-- newest id that anything stands for, then of each thing that outlives a Redis how far it has come: id and incarnation. The first
+-- alone decides for the ids up to it: a table beside `aggregates` may be a zombie's, who could write to that one no more.
 -- Reply: 1 where the stream or the group was made, the incarnation, how many entries were moved.
 -- A Redis that lost its memory, or the end of it, is behind these ids, and with a clock that is behind, too, it would give them
 -- again: such an entry would be taken for one that is counted already. So ids go on after the newest; and entries that got lower
@@ -35,10 +36,12 @@ local function number_of(incarnation)
   return tonumber(string.match(incarnation, '^(%d+)-'))
 end
 local made, moved, current = 0, 0, incarnation(KEYS[3])
+local function later(one, than) -- of two incarnations; '0-0': none is known
+  return than ~= '0-0' and one ~= than and (one == current or number_of(one) >= number_of(than))
+end
 local function unseen(id, of) -- something has come beyond this id, but in an incarnation before that of the entry
   for i = 6, #ARGV, 2 do
-    local upto, known = ARGV[i], ARGV[i + 1]
-    if not before(upto, id) and of ~= known and (of == current or number_of(of) >= number_of(known)) then return true end
+    if not before(ARGV[i], id) and (i == 6 or later(of, ARGV[i + 1])) then return later(of, ARGV[i + 1]) end
   end
   return false
 end
@@ -72,7 +75,7 @@ redis.call('HSET', KEYS[3], 'incarnation', current, 'opened', current)
 for i = 6, #ARGV, 2 do -- at most those of one table are many: the others stand far behind
   local from = '-'
   repeat
-    local page = ARGV[i + 1] == current and {} or redis.call('XRANGE', KEYS[2], from, ARGV[i], 'COUNT', 100)
+    local page = (ARGV[i + 1] == current or ARGV[i + 1] == '0-0') and {} or redis.call('XRANGE', KEYS[2], from, ARGV[i], 'COUNT', 100)
     for _, entry in ipairs(page) do
       from = '(' .. entry[1]
       if unseen(entry[1], incarnation_of(entry[2])) then move(entry[1], entry[2]) end
