@@ -22,7 +22,7 @@ from tests.chaos.ledger import Ledger
 from tests.chaos.objectstore import ObjectStore
 from tests.chaos.powercut import AppendOnlyFile
 from tests.chaos.profiles import BARRIERS
-from tests.chaos.traffic import DISORDER_SECONDS, RULES, WINDOW_SECONDS
+from tests.chaos.traffic import DISORDER_SECONDS, IDLE_AFTER_SECONDS, RULES, WINDOW_SECONDS
 from tests.harness import Stack, eventually, free_port
 
 ROOT = Path(__file__).parents[2]
@@ -33,7 +33,7 @@ START_SECONDS = 15  # after which a process has its signal handlers
 SETTINGS = {
     "PIPELINE_WINDOW_SECONDS": str(WINDOW_SECONDS),
     "PIPELINE_DISORDER_SECONDS": str(DISORDER_SECONDS),
-    "PIPELINE_IDLE_AFTER_SECONDS": "30",
+    "PIPELINE_IDLE_AFTER_SECONDS": str(IDLE_AFTER_SECONDS),
     "PIPELINE_LATENESS_MAX_SECONDS": str(30 * 86_400),
     "PIPELINE_TICK_INTERVAL_SECONDS": "2",
     "PIPELINE_LEASE_MS": str(LEASE_MS),

@@ -17,6 +17,7 @@ GANGS = 12
 DEVICES = 4  # of a gang
 WINDOW_SECONDS = 2
 DISORDER_SECONDS = 2
+IDLE_AFTER_SECONDS = 30
 DAY_BODIES = 90  # seconds of event time in a day; even, so that windows do not straddle days
 BODIES_MAX = 1 << 13  # of one gang and leg
 SINGLES = 14  # series of a device with one event a window
