@@ -28,6 +28,7 @@ class Holding:
     pending: list[int] = field(default_factory=list)  # entry ids, growing
     reread_after: int | None = None  # a reply got lost: read own history after this id before anything new
     alerts: pl.DataFrame = field(default_factory=NAMED.to_frame)  # as Redis has them
+    raised: int = -1  # position that the alerts in Redis stood for when it was taken
     transitions: list[dict] = field(default_factory=list)  # not yet in Redis
 
 

@@ -21,7 +21,7 @@ from pipeline import metrics, names, watch
 from pipeline.commits import COMMIT_ORDER, Holding, Snapshot, commit
 from pipeline.core.assignment import plan
 from pipeline.core.batch import Output, State
-from pipeline.core.recovery import Stand, recover
+from pipeline.core.recovery import Stand, active_of, recover
 from pipeline.core.rules import SEVERITIES
 from pipeline.core.schema import SERIES_NAMES
 from pipeline.errors import Fenced, PipelineError, Restarted, Unavailable
@@ -194,42 +194,47 @@ class Worker:
         began = self._clock()
         stood = {table: self._reading_lake.stands(table, tokens) for table in COMMIT_ORDER}
         last_rows = self._reading_lake.last_rows(tokens, self._semantics)
+        pending: dict[int, list[Entry]] = {}
         for partition in tokens:
-            holding = self._held[partition]
-            stands = [stood[table][partition] for table in reversed(COMMIT_ORDER)]  # `aggregates` first
-            holding.tables = {table: found[partition].position for table, found in stood.items()}
-            try:
-                self._recover_one(partition, holding, stands, last_rows[partition])
+            self._held[partition].tables = {table: found[partition].position for table, found in stood.items()}
+            try:  # of the tables `aggregates` first
+                pending[partition] = self._reopen(partition, [stood[table][partition] for table in reversed(COMMIT_ORDER)])
             except Fenced as error:
                 self._drop([partition], str(error))
-        metrics.RECOVERY_SECONDS.observe(self._clock() - began)
-        held = sorted(self._held)
-        told, which = {"partitions": sorted(tokens), "holding": held}, ", ".join(map(str, held))
-        log.info("took %d partitions in %.2f s; holding %s", len(tokens), self._clock() - began, which, extra=told)
+        # Up to here it is known what was refused; most often that is before all of them, and nothing to be read.
+        at = {p: [entry.id for entry in entries if entry.id <= stood["dead_letters"][p].position] for p, entries in pending.items()}
+        refused = self._reading_lake.refused(at)
+        for partition, entries in pending.items():
+            self._recover_one(partition, self._held[partition], entries, last_rows[partition], refused[partition])
+        seconds, held = self._clock() - began, sorted(self._held)
+        metrics.RECOVERY_SECONDS.observe(seconds)
+        told = {"partitions": sorted(tokens), "holding": held}
+        log.info("took %d partitions in %.2f s; holding %s", len(tokens), seconds, ", ".join(map(str, held)), extra=told)
 
-    def _recover_one(self, partition: int, holding: Holding, stands: list[Stand], last_rows: pl.DataFrame) -> None:
-        position = holding.tables["aggregates"]
-        accounted = 0
+    def _reopen(self, partition: int, stands: list[Stand]) -> list[Entry]:
+        """Open the stream of a partition that was taken; its pending entries."""
+        holding = self._held[partition]
+        position, accounted = holding.tables["aggregates"], 0
         if position >= 0 and not self._streams.exists(partition):
             accounted = self._reading_lake.accounted([partition])[partition]
             where = {"partitions": [partition]}
             log.warning("partition %d: Redis lost its stream; it goes on at the committed position %d", partition, position, extra=where)
-        raised, alerts = self._alertlog.load(partition)
-        newest = max(raised, *holding.tables.values())
+        holding.raised, holding.alerts = self._alertlog.load(partition)
+        newest = max(holding.raised, *holding.tables.values())
         self._open(partition, newest, stands, accounted)
         pending: list[Entry] = []
         for page in history(self._streams, partition, holding.token, newest, self._settings.read_entries_max):
             self.health.moved()
             pending += page
-        before = [entry for entry in pending if entry.id <= position]
-        # Up to here it is known what was refused; most often that is before all of them, and nothing to be read.
-        told = [entry.id for entry in pending if entry.id <= holding.tables["dead_letters"]]
-        refused = self._reading_lake.refused({partition: told})[partition]
-        state = recover(partition, position, last_rows, to_batch({partition: before}), alerts, refused, self._semantics)
         holding.pending = [entry.id for entry in pending]
-        holding.alerts = alerts
+        return pending
+
+    def _recover_one(self, partition: int, holding: Holding, pending: list[Entry], last_rows: pl.DataFrame, refused: pl.DataFrame) -> None:
+        position, alerts = holding.tables["aggregates"], holding.alerts
+        before = [entry for entry in pending if entry.id <= position]
+        state = recover(partition, position, last_rows, to_batch({partition: before}), alerts, refused, self._semantics)
         # Tables, and alerts, that are ahead of `aggregates` have these rows already: cut exactly there.
-        ahead = {table: at for table, at in (*holding.tables.items(), ("alerts", raised)) if at > position}
+        ahead = {table: at for table, at in (*holding.tables.items(), ("alerts", holding.raised)) if at > position}
         rest = [entry for entry in pending if entry.id > position]
         for stop in sorted(set(ahead.values())):
             upto, rest = [e for e in rest if e.id <= stop], [e for e in rest if e.id > stop]
@@ -238,7 +243,7 @@ class Worker:
             state, output = step_safely(state, {partition: upto}, self._rulekeeper.rules, self._semantics, known)
             if "alerts" in has:
                 output = replace(output, transitions=output.transitions.clear())
-                state = replace(state, active=self._numbered(alerts, state))
+                state = replace(state, active=active_of(alerts, state))
             self._keep(replace(output, **{table: getattr(output, table).clear() for table in has - {"alerts"}}), state)
         for portion in portions({partition: rest}, self._settings.step_rows_max):
             self.health.moved()
@@ -255,11 +260,6 @@ class Worker:
         if opened.moved:
             told = "partition %d: Redis forgot its last moments, and its clock is behind them; %d entries that came since were moved"
             log.warning(told, partition, opened.moved, extra={"partitions": [partition]})
-
-    @staticmethod
-    def _numbered(alerts: pl.DataFrame, state: State) -> pl.DataFrame:
-        joined = alerts.join(state.series.select("series", "partition", *SERIES_NAMES), on=SERIES_NAMES)
-        return joined.select(state.active.columns)
 
     # The turn of the main loop
 

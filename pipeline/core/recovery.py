@@ -88,6 +88,11 @@ def recover(
     )
 
 
+def active_of(alerts: pl.DataFrame, state: State) -> pl.DataFrame:
+    """Alerts that stand, with names, as ACTIVE of this state."""
+    return alerts.join(state.series.select("series", "partition", *SERIES_NAMES), on=SERIES_NAMES).select(state.active.columns)
+
+
 def _device_times(last_rows: pl.DataFrame, events: pl.DataFrame, semantics: Semantics) -> pl.DataFrame:
     """device, newest, arrived, closed_to (null: never) of each device with a row or an event."""
     in_lake = last_rows.group_by("device").agg(pl.col("newest").max(), pl.col("arrived").max(), pl.col("closed_to").max())
