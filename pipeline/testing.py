@@ -90,12 +90,16 @@ class MemoryRedis:
         if partition not in self.streams:
             raise Unavailable("NOSTREAM")
         stream = self.streams[partition]
-        stream.last = max(entry_id(self.now_ms, 0), stream.last + 1)
-        stream.entries[stream.last] = Entry(stream.last, events, event_count)
-        stream.incarnation = stream.incarnations[stream.last] = self.incarnation(stream)
+        self.add(stream, Entry(0, events, event_count))
         self.appended.setdefault(partition, []).append(stream.entries[stream.last])
         self.accepted[partition] = self.accepted.get(partition, 0) + event_count
         return stream.last
+
+    def add(self, stream: _Stream, entry: Entry) -> None:
+        """Put an entry at the end, under an id of now."""
+        stream.last = max(entry_id(self.now_ms, 0), stream.last + 1)
+        stream.entries[stream.last] = entry._replace(id=stream.last)
+        stream.incarnation = stream.incarnations[stream.last] = self.incarnation(stream)
 
     def incarnation(self, stream: _Stream) -> int:
         """Which incarnation of the stream it is now."""
@@ -179,10 +183,7 @@ class MemoryStreams:
 
         moved = [entry for entry in stream.entries if unseen(entry)]
         for number in moved:
-            entry = stream.entries.pop(number)
-            stream.last = max(entry_id(self._redis.now_ms, 0), stream.last + 1)
-            stream.entries[stream.last] = entry._replace(id=stream.last)
-            stream.incarnations[stream.last] = current
+            self._redis.add(stream, stream.entries.pop(number))
         stream.pending = [entry for entry in stream.pending if entry not in moved]
         if moved:  # nothing is made of these before the disk has them
             self._redis.sync()

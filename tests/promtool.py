@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from pathlib import Path
 
-import pytest
+from tests.missing import leave_out
 
 TOOLS = Path(__file__).parents[1] / ".venv" / "tools" / "usr" / "bin"
 
@@ -15,6 +14,5 @@ def promtool() -> str:
     """Where it is. Where it is missing the test that asks is left out, but fails in CI."""
     tool = shutil.which("promtool") or shutil.which("promtool", path=TOOLS)
     if tool is None:
-        reason = "promtool is not here: apt-get install prometheus"
-        pytest.fail(reason) if os.environ.get("CI") else pytest.skip(reason)
+        leave_out("promtool is not here: apt-get install prometheus")
     return tool

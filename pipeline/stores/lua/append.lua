@@ -42,8 +42,8 @@ if keys > 0 then
   keep()
 end
 redis.call('HINCRBY', KEYS[2], 'accepted', ARGV[2] + ARGV[4])
-local current = incarnation(KEYS[2])
-if redis.call('HGET', KEYS[2], 'incarnation') ~= current then
+local current, new = incarnation(KEYS[2])
+if new then
   redis.call('HSET', KEYS[2], 'incarnation', current)
 end
 return redis.call('XADD', KEYS[1], '*', 'e', ARGV[1], 'n', ARGV[2], 'x', ARGV[3], 'm', ARGV[4], 'i', current)
