@@ -50,7 +50,7 @@ def _parser() -> argparse.ArgumentParser:
     up.add_argument("--window", type=_seconds, metavar="TIME", help="window width, such as 10s or 1m (default 60s, or the lake's)")
     up.add_argument("--workers", type=int, default=2, metavar="N", help="worker processes (default %(default)s)")
     up.add_argument("--without", action="append", default=[], choices=ROLES, help="leave a role out; may be repeated")
-    up.add_argument("--for", dest="duration", type=_seconds, metavar="TIME", help="end by itself after this time, and check the books")
+    up.add_argument("--for", dest="duration", type=_seconds, metavar="TIME", help="end by itself so long after the start; check the books")
     _log_argument(up)
     up.add_argument("--json", action="store_true", help="end with one JSON object on stdout; the rest goes to stderr")
     up.add_argument("--simulate", default="", metavar="ARGS", help='arguments for the simulator, such as "--rate 5000 --seed 7"')

@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 
+import httpx
 import polars as pl
 
 from api.app import bind
@@ -42,6 +43,8 @@ STOP_SECONDS = 40
 RESTART_SECONDS_MAX = 10.0
 DRAIN_SECONDS = 30
 REPORT_SECONDS = 5
+READY_ANSWER_SECONDS = 0.5
+READY_SECONDS_MAX = 60.0  # a role that is not by then does not keep `--for` from ending
 
 
 @dataclass
@@ -53,6 +56,7 @@ class Process:
     environment: dict[str, str]
     descriptors: tuple[int, ...] = ()
     metrics: socket.socket | None = None  # bound here, so that its port stays when the process is started again
+    readyz: str = ""  # where it says whether it is ready, if anywhere
     process: subprocess.Popen | None = None
     failures: int = 0
     started_at: float = 0.0
@@ -152,8 +156,7 @@ class Supervisor:
         # Several processes share these cores: Polars' own threads cost more than they save.
         environment.setdefault("POLARS_MAX_THREADS", "1")
         telemetry = [sys.executable, "-m", "pipeline"]
-        host = "127.0.0.1" if settings.api_host == "0.0.0.0" else "[::1]" if settings.api_host == "::" else settings.api_host
-        url = f"{self._scheme}://{host}:{port}"
+        url = f"{self._scheme}://{host_of(settings.api_host)}:{port}"
         colour = ["--colour"] if self._out.isatty() else []
         declared = [
             *(Process("worker", [*telemetry, "worker"], environment) for _ in range(self._workers)),
@@ -180,10 +183,12 @@ class Supervisor:
                 number = len([each for each in self._processes if each.metrics])
                 listener = ops.listener_of(settings, settings.metrics_port + number if settings.metrics_port else 0)
                 process.metrics, descriptor = listener, listener.fileno()
+                process.readyz = f"http://{host_of(settings.metrics_host)}:{listener.getsockname()[1]}/readyz"
                 process.descriptors += (descriptor,)
                 process.command += ["--metrics-fd", str(descriptor)]
                 targets.append({"targets": [f"{settings.metrics_host}:{listener.getsockname()[1]}"], "labels": {"role": process.role}})
             elif process.role == "ingest":
+                process.readyz = f"{self._scheme}://{host_of(settings.api_host)}:{api_port}/readyz"
                 scheme = {} if self._scheme == "http" else {"__scheme__": self._scheme}
                 targets.append({"targets": [f"{settings.api_host}:{api_port}"], "labels": {"role": "ingest", **scheme}})
         (self._data / TARGETS).write_text(json.dumps(targets, indent=2) + "\n")
@@ -235,9 +240,15 @@ class Supervisor:
     def _watch(self) -> None:
         began = reported = time.monotonic()
         lake, seen = Lake(self._settings.lake), {}
+        starting = [process for process in self._processes if process.readyz]
+        ends = None  # `--for` counts from when all are ready: a machine that starts slowly runs as long
         while not self._stopping.wait(0.1):
             now = time.monotonic()
-            if self._duration is not None and now - began >= self._duration:
+            if self._duration is not None and ends is None:
+                starting = [process for process in starting if not answers_ready(process)]
+                if not starting or now - began > READY_SECONDS_MAX:
+                    ends = now + self._duration
+            if ends is not None and now >= ends:
                 return
             self._restart_redis_if_dead()
             for process in self._processes:
@@ -381,6 +392,19 @@ class Supervisor:
     def _stop_all(self) -> None:
         for role in STOP_ORDER:
             self._stop_role(role)
+
+
+def host_of(listening: str) -> str:
+    """The host to ask, in a URL, where something listens on this address."""
+    return {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(listening, f"[{listening}]" if ":" in listening else listening)
+
+
+def answers_ready(process: Process) -> bool:
+    """Whether it says so now; its certificate is not what is asked about."""
+    try:
+        return httpx.get(process.readyz, timeout=READY_ANSWER_SECONDS, verify=False).status_code == 200
+    except httpx.HTTPError:
+        return False
 
 
 def die_with_parent(stop: Callable[[], None]) -> None:

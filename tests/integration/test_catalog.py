@@ -62,7 +62,7 @@ def make_lake(data: Path, *outputs: Output) -> Path:
     lake.create(SEMANTICS, 1)
     for position, output in enumerate(outputs):
         for table in (*SIDE_TABLES, "aggregates"):
-            lake.commit(table, getattr(output, table), {0: position}, {0: position - 1})
+            lake.commit(table, getattr(output, table), {0: Stand(position)}, {0: position - 1})
     return data
 
 

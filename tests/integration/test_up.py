@@ -153,13 +153,11 @@ def test_what_stands_in_the_way_is_said_in_one_line(pair, started, tmp_path):
         other.listen()
         port, used = other.getsockname()[1], str(first.folder / "here")
         first.port()  # it has its folder now
+        started.append(Up(tmp_path / "3", "--port", "0", "--data", used))  # before the others: the first does not run for long
+        refused(started[-1], f"another `telemetry up` runs on {used}: stop it, or choose another --data")
         attempts = [
             (Up(tmp_path / "1", "--port", str(port)), f"cannot listen on 127.0.0.1:{port}: Address already in use; choose another port"),
             (Up(tmp_path / "2", "--port", "0", "--data", str(tmp_path / "file")), f"cannot write to {tmp_path / 'file'} (File exists)"),
-            (
-                Up(tmp_path / "3", "--port", "0", "--data", used),
-                f"another `telemetry up` runs on {used}: stop it, or choose another --data",
-            ),
             (Up(tmp_path / "old", "--port", "0"), "data/lake holds tables of another format (99, not 1): choose another --data"),
             (
                 Up(tmp_path / "5", "--port", "0", PIPELINE_REDIS_URL="redis://:s3cret@127.0.0.1:1"),
