@@ -155,10 +155,7 @@ def bind(settings: Settings) -> socket.socket:
 
 
 def serve(settings: Settings, listener: socket.socket | None = None, appender: Store | None = None) -> int:
-    """Serve until SIGINT or SIGTERM, then answer what was accepted; the exit code.
-
-    Set POLARS_MAX_THREADS=1 in the environment: Polars reads it when it is imported, and its threads cost more here than they save.
-    """
+    """Serve until SIGINT or SIGTERM, then answer what was accepted; the exit code."""
     tls = tls_of(settings)
     if settings.exposed and not settings.auth_required:
         _log.warning("PIPELINE_AUTH=off: whoever reaches %s may send events and change rules", settings.api_host)

@@ -251,7 +251,10 @@ def _moments(column: pa.ChunkedArray) -> list[pl.Series]:
         if rate >= 1_000_000:
             return [ticks // (rate // 1_000_000)]
         factor = 1_000_000 // rate
-        return [ticks.clip(-(2**62) // factor, 2**62 // factor) * factor]
+        far = 2**62 // factor
+        if max(-(ticks.min() or 0), ticks.max() or 0) > far:
+            ticks = ticks.clip(-far, far)
+        return [ticks * factor]
     if pa.types.is_null(column.type):
         return [_nulls("event_time", len(column))]
     if pa.types.is_integer(column.type) or pa.types.is_floating(column.type):

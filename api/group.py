@@ -136,6 +136,8 @@ class Built:
         flags = np.zeros(len(names), bool)
         flags[codes] = True
         used = np.flatnonzero(flags)
+        if len(used) == len(names):
+            return pa.DictionaryArray.from_arrays(pa.array(codes.astype(np.int32)), names.dictionary, safe=False)
         table = np.empty(len(names), np.int32)
         table[used] = np.arange(len(used), dtype=np.int32)
         return pa.DictionaryArray.from_arrays(pa.array(np.take(table, codes)), names.dictionary.take(pa.array(used)), safe=False)

@@ -32,6 +32,7 @@ SETTINGS = {
 }
 
 
+ALLOCATOR = "_RJEM_MALLOC_CONF"  # Polars leaves it in the environment of who imports it; a role has its own mind about it
 NEVER_WAIT = """
 admission:
   fair: {lag: 100h, backlog_events: 1e12, memory_share: 0.97, commit: 100h}
@@ -69,7 +70,7 @@ class Stack:
         self.workers: list[subprocess.Popen] = []
         self.others: list[subprocess.Popen] = []
         self.environment = {
-            **{k: v for k, v in os.environ.items() if not k.startswith("PIPELINE_")},
+            **{k: v for k, v in os.environ.items() if not k.startswith("PIPELINE_") and k != ALLOCATOR},
             **SETTINGS,
             **settings,
             "PIPELINE_REDIS_URL": redis_url or f"redis://127.0.0.1:{self.redis_port}",

@@ -19,7 +19,7 @@ from pipeline.stores.alertlog import NAMED, AlertLog
 from pipeline.stores.lake import Lake
 from pipeline.stores.leases import Leases
 from pipeline.stores.rulebook import DEFAULT, Rulebook
-from tests.harness import Stack, free_port
+from tests.harness import ALLOCATOR, Stack, free_port
 from tests.unit.test_tidy import commands
 
 RULES = "rules:\n  - name: hot\n    metric: temperature\n    upper: {warning: 70, critical: 80}\n"
@@ -288,3 +288,18 @@ def test_questions_to_a_lake_that_is_not_there(telemetry, arguments):
     """Says where it looked."""
     code, out, err = telemetry(*arguments)
     assert code == 2 and out == "" and err.startswith("telemetry: there is no lake under ") and err.count("\n") == 1
+
+
+def test_a_role_sets_polars_up_before_it_is_loaded():
+    """Building the parser loads Polars, which reads its environment then and never again. In a process of its own: here it is loaded."""
+    code = """
+import contextlib, os
+from pipeline.__main__ import main
+with contextlib.suppress(SystemExit):
+    main(["worker", "--help"])
+import polars
+print(polars.thread_pool_size(), os.environ["_RJEM_MALLOC_CONF"])
+"""
+    kept = {name: value for name, value in os.environ.items() if name not in ("POLARS_MAX_THREADS", ALLOCATOR)}
+    said = subprocess.run([sys.executable, "-c", code], env=kept, capture_output=True, text=True, timeout=60).stdout.splitlines()[-1]
+    assert said.startswith("1 ") and said.endswith("dirty_decay_ms:10000,muzzy_decay_ms:-1"), said
