@@ -153,8 +153,6 @@ class Supervisor:
                      "lateness_max_seconds", "partitions", "log_format"):  # fmt: skip
             if (value := getattr(settings, name)) is not None:
                 environment[f"PIPELINE_{name.upper()}"] = str(value)
-        # Several processes share these cores: Polars' own threads cost more than they save.
-        environment.setdefault("POLARS_MAX_THREADS", "1")
         telemetry = [sys.executable, "-m", "pipeline"]
         url = f"{self._scheme}://{host_of(settings.api_host)}:{port}"
         colour = ["--colour"] if self._out.isatty() else []
