@@ -37,7 +37,7 @@ class Outcome(NamedTuple):
     wait_seconds: float = 0.0
 
 
-_SMALL_ROWS = 64  # up to here a dict beats arrays
+_SMALL_ROWS = 64  # up to here a dict beats arrays, where they are of many names
 _DEVICES_KNOWN_MAX = 1 << 17
 
 
@@ -129,15 +129,15 @@ class Built:
         """Codes into a dictionary that holds only the names used."""
         if len(names) == 1:
             return pa.DictionaryArray.from_arrays(self._zeros.slice(0, len(codes)), names.dictionary, safe=False)
-        if len(codes) <= _SMALL_ROWS:
+        if len(codes) <= _SMALL_ROWS < len(names):
             texts, places = names.texts, {}
             own = pa.array([places.setdefault(code, len(places)) for code in codes.tolist()], pa.int32())
             return pa.DictionaryArray.from_arrays(own, pa.array([texts[code] for code in places], pa.string()), safe=False)
         flags = np.zeros(len(names), bool)
         flags[codes] = True
-        used = np.flatnonzero(flags)
-        if len(used) == len(names):
+        if flags.all():
             return pa.DictionaryArray.from_arrays(pa.array(codes.astype(np.int32)), names.dictionary, safe=False)
+        used = np.flatnonzero(flags)
         table = np.empty(len(names), np.int32)
         table[used] = np.arange(len(used), dtype=np.int32)
         return pa.DictionaryArray.from_arrays(pa.array(np.take(table, codes)), names.dictionary.take(pa.array(used)), safe=False)

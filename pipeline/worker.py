@@ -360,10 +360,10 @@ class Worker:
             if partition not in self._state.positions:
                 continue
             after = parts[(partition,)].select(list(NAMED)) if (partition,) in parts else NAMED.to_frame()
-            key = ["rule", *SERIES_NAMES, "severity", "firing", "since", "bound"]
-            same = after.join(holding.alerts, on=key, how="semi", nulls_equal=True).height
-            if not holding.transitions and after.height == holding.alerts.height == same:
-                continue
+            if not holding.transitions and after.height == holding.alerts.height:
+                key = ["rule", *SERIES_NAMES, "severity", "firing", "since", "bound"]
+                if after.join(holding.alerts, on=key, how="anti", nulls_equal=True).is_empty():
+                    continue
             position = self._state.positions[partition]
             try:
                 self._alertlog.apply(partition, holding.token, position, holding.alerts, after, holding.transitions)

@@ -119,9 +119,9 @@ class Arena(Stack):
                 return httpx.put(f"{self.url}/v1/rules", content=RULES).status_code == 200
             return False
 
-        eventually(ruled, 20, "the rules are set")
+        eventually(ruled, 60, "the rules are set")
         version = f"rules version {httpx.get(f'{self.url}/v1/rules').headers['X-Rules-Version']}"
-        eventually(lambda: all(version in worker.log.read_text() for worker in self.workers), 20, "every worker has the rules")
+        eventually(lambda: all(version in worker.log.read_text() for worker in self.workers), 60, "every worker has the rules")
         self._tender.start()
 
     def _start_api(self, number: int) -> None:

@@ -29,7 +29,8 @@ class AppendOnlyFile:
 
     def stop(self) -> None:
         self._over.set()
-        self._thread.join()
+        if self._thread.ident is not None:
+            self._thread.join()
 
     def _current(self) -> Path | None:
         manifests = list(self._folder.glob("*.manifest"))
