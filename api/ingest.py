@@ -35,6 +35,8 @@ _log = logging.getLogger(__name__)
 
 INLINE_EVENTS_MAX = 512  # a smaller group is built on the event loop: a change of threads would cost more
 ENTRY_EVENTS_WANTED = 1024  # per partition; an entry costs much the same whether it is small or not, here and where it is read
+ENTRY_EVENTS_SMALL = 256  # a group of smaller ones waits as long as the last took to be built, within
+LINGER_SECONDS_MAX = 0.025
 REPEATS_MAX = 8  # appends of one group that each found further keys repeated
 WARN_INTERVAL_SECONDS = 5.0
 STUCK_SECONDS = 60.0  # a flusher with work and no progress for so long is dead
@@ -79,6 +81,8 @@ class Ingest:
         self._arrived = asyncio.Event()
         self._full = asyncio.Event()  # enough waits: lingering on would gain nothing
         self._enough = min(settings.group_events_max, ENTRY_EVENTS_WANTED * settings.partitions)
+        self._few = min(self._enough, ENTRY_EVENTS_SMALL * settings.partitions)
+        self._built_seconds = 0.0  # how long the last group took to be built
         self._queued = 0  # events that wait
         self._held = 0  # events that wait, are being built, or are on their way
         self._firsts: dict[bytes, tuple[bytes, asyncio.Future[bytes]]] = {}
@@ -183,7 +187,6 @@ class Ingest:
     # ---- the flusher -----------------------------------------------------------------------------------------------------------
 
     async def _flush(self) -> None:
-        linger = self._settings.group_linger_ms / 1000
         while True:
             if not self._waiting:
                 if self._stopping:
@@ -194,12 +197,23 @@ class Ingest:
             if self._queued < self._enough:
                 if self._append is not None:  # let the group grow rather than build a small one meanwhile
                     await self._append
-                if linger and not self._stopping and self._queued < self._enough:
-                    with contextlib.suppress(TimeoutError):
-                        await asyncio.wait_for(self._full.wait(), linger)
+                await self._linger()
             await self._process(self._take())
         if self._append is not None:
             await self._append
+
+    async def _linger(self) -> None:
+        """Let a group grow before it is built. Where building is slow, for the CPU is short, small groups wait for longer: fewer and
+        larger ones cost less, and a machine that is at its limit comes away from it."""
+        linger = self._settings.group_linger_ms / 1000
+        await self._wait_full(linger)
+        if linger and self._queued < self._few:
+            await self._wait_full(min(self._built_seconds, LINGER_SECONDS_MAX) - linger)
+
+    async def _wait_full(self, seconds: float) -> None:
+        if seconds > 0 and not self._stopping and self._queued < self._enough:
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._full.wait(), seconds)
 
     async def _process(self, group: list[_Waiting]) -> None:
         """Build a group and have it sent. Where that breaks, its halves, in their order: all but the body at fault get through."""
@@ -247,9 +261,13 @@ class Ingest:
             built = build(bodies, arrivals, keys, time.time_ns() // 1000, self._limits, self._settings.partitions, leave_out)
             return built, built.groups()
 
-        if sum(each.body.events for each in group) <= INLINE_EVENTS_MAX:
-            return work()
-        return await asyncio.get_running_loop().run_in_executor(self._builder, work)
+        began = time.monotonic()
+        try:
+            if sum(each.body.events for each in group) <= INLINE_EVENTS_MAX:
+                return work()
+            return await asyncio.get_running_loop().run_in_executor(self._builder, work)
+        finally:
+            self._built_seconds = time.monotonic() - began
 
     async def _send(self, group: list[_Waiting], made: tuple[Built, list[Group]]) -> None:
         built, entries = made

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import signal
 import subprocess
@@ -16,7 +15,6 @@ from pathlib import Path
 
 import numpy as np
 import polars as pl
-import psutil
 
 from benchmarks.load import post_all, post_paced
 from benchmarks.system import DEFAULTS, System
@@ -156,33 +154,25 @@ def recovery(say) -> dict:
 
 
 def backlog(repeats: int, say) -> dict:
-    """Four million events that wait: how fast one and two workers take them in.
-
-    Once as they come, where one worker has all cores: it commits beside its steps, and so uses more than one of them. And once
-    with a core for each worker, as a machine or a container of its own would give it.
-    """
+    """Four million events that wait: how fast one and two workers take them in."""
     workload = Workload(polls=200)
     bodies = workload.bodies("arrow")
-    found: dict[str, dict[int, float]] = {"all_cores": {}, "core_each": {}}
-    for cores, rates in found.items():
-        for workers in (1, 2):
-            each = sorted(_drained(workload, bodies, workers, cores == "core_each") for _ in range(repeats))
-            rates[workers] = each[len(each) // 2]
-            say(f"backlog, {workers} workers, {cores.replace('_', ' ')}: {rates[workers]:,.0f} events/s")
+    found: dict[int, float] = {}
+    for workers in (1, 2):
+        rates = sorted(_drained(workload, bodies, workers) for _ in range(repeats))
+        found[workers] = rates[len(rates) // 2]
+        say(f"backlog, {workers} workers: {found[workers]:,.0f} events/s")
     return found
 
 
-def _drained(workload: Workload, bodies: list[bytes], workers: int, core_each: bool) -> float:
+def _drained(workload: Workload, bodies: list[bytes], workers: int) -> float:
     """Events a second, from when the workers begin until nine tenths are committed: the last windows stay open."""
     folder = Path(tempfile.mkdtemp())
     try:
         with System(folder, PIPELINE_LEASE_MS="60000") as system:  # they sleep, and are not replaced
             system.start(workers)
-            for number, worker in enumerate(system.workers):
+            for worker in system.workers:
                 worker.send_signal(signal.SIGSTOP)
-                if core_each:
-                    for thread in psutil.Process(worker.pid).threads():
-                        os.sched_setaffinity(thread.id, {number % os.cpu_count()})
             post_all(system.port, bodies, CONTENT_TYPES["arrow"])
             began = time.perf_counter()
             for worker in system.workers:

@@ -42,10 +42,9 @@ def rows(results: dict) -> list[tuple[str, str, str]]:
     for name, run in results.get("recovery", {}).items():
         asked = f"under {run['lease_seconds'] + 1:.0f} s"
         found.append((f"recovery after kill -9, lake {name} ({run['rows']:,} rows)", f"{run['seconds']:.2f} s", asked))
-    for cores, drained in results.get("backlog", {}).items():
+    if drained := results.get("backlog"):
         one, two = drained[1], drained[2]
-        what = f"backlog of 4 M events, 1 and 2 workers, {cores.replace('_', ' ')}"
-        found.append((what, f"{one:,.0f} and {two:,.0f} events/s: {two / one:.2f}x", "at least 1.6x"))
+        found.append(("backlog of 4 M events, 1 and 2 workers", f"{one:,.0f} and {two:,.0f} events/s: {two / one:.2f}x", "at least 1.6x"))
     for kind, runs in results.get("scaling", {}).items():
         for number, run in runs.items():
             workers = max(size for name, size in run["peak_mb"].items() if name.startswith("worker"))

@@ -26,6 +26,9 @@ import uvicorn
 from api import endpoint, ingest, requestid
 from api.app import bind, create_app
 from api.crowd import Crowd
+from api.decode import DecodeLimits
+from api.decode import decode as decode_body
+from api.group import build
 from api.protocol import guarded
 from pipeline.core.partitions import partition_of
 from pipeline.errors import Invalid, Unavailable
@@ -218,6 +221,34 @@ def test_bodies_that_come_together_share_an_entry():
             each.join()
         assert sum(group.event_count for group in api.store.entries) == 10
         assert len(api.store.entries) <= 3
+
+
+def test_where_building_is_slow_small_groups_wait_as_long_again(monkeypatch):
+    """A body every 5 ms, and 24 ms to build a group: one every 24 ms and a little without the wait, one every 48 ms with it."""
+
+    def slowly(*arguments):
+        time.sleep(0.024)
+        return build(*arguments)
+
+    monkeypatch.setattr("api.ingest.build", slowly)
+    monkeypatch.setattr("api.ingest.INLINE_EVENTS_MAX", 0)
+    store = MemoryStore()
+
+    async def forty() -> None:
+        gathered = ingest.Ingest(Settings(partitions=PARTITIONS, group_linger_ms=1), store)
+        await gathered.start()
+        answers = []
+        for _ in range(40):
+            answers.append(gathered.submit(body, time.time_ns() // 1000))
+            await asyncio.sleep(0.005)
+        await asyncio.gather(*answers)
+        await gathered.stop()
+
+    body = decode_body(json.dumps(EVENT).encode(), "application/json", "", DecodeLimits())
+    began = time.monotonic()
+    asyncio.run(forty())
+    assert sum(group.event_count for group in store.entries) == 40
+    assert (time.monotonic() - began) / len(store.entries) > 0.042
 
 
 def test_refusals_are_uniform_and_tell_what_to_do(api):
