@@ -35,8 +35,8 @@ _log = logging.getLogger(__name__)
 
 INLINE_EVENTS_MAX = 512  # a smaller group is built on the event loop: a change of threads would cost more
 ENTRY_EVENTS_WANTED = 1024  # per partition; an entry costs much the same whether it is small or not, here and where it is read
-ENTRY_EVENTS_SMALL = 256  # a group of smaller ones waits as long as the last took to be built, within
-LINGER_SECONDS_MAX = 0.025
+ENTRY_EVENTS_SMALL = 256  # per partition; a group of fewer waits as long as the last one took to be built
+LINGER_SECONDS_MAX = 0.025  # of that wait
 REPEATS_MAX = 8  # appends of one group that each found further keys repeated
 WARN_INTERVAL_SECONDS = 5.0
 STUCK_SECONDS = 60.0  # a flusher with work and no progress for so long is dead
@@ -81,7 +81,7 @@ class Ingest:
         self._arrived = asyncio.Event()
         self._full = asyncio.Event()  # enough waits: lingering on would gain nothing
         self._enough = min(settings.group_events_max, ENTRY_EVENTS_WANTED * settings.partitions)
-        self._few = min(self._enough, ENTRY_EVENTS_SMALL * settings.partitions)
+        self._few = ENTRY_EVENTS_SMALL * settings.partitions
         self._built_seconds = 0.0  # how long the last group took to be built
         self._queued = 0  # events that wait
         self._held = 0  # events that wait, are being built, or are on their way

@@ -24,7 +24,6 @@ class System(Stack):
 
     def __init__(self, folder: Path, **settings: str) -> None:
         super().__init__(folder, fsync="everysec", **{**DEFAULTS, **settings})
-        self.environment.pop("POLARS_MAX_THREADS", None)  # as a user has it
 
     def start(self, workers: int = 2) -> None:
         super().start(workers)

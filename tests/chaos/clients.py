@@ -36,11 +36,10 @@ class Clients:
         """No new bodies; what is on its way is sent again for `patience_seconds`, then nobody knows."""
         self._stopping.set()
         deadline = time.monotonic() + patience_seconds
-        started = [thread for thread in self._threads if thread.ident is not None]  # none, where the leg could not begin
-        for thread in started:
+        for thread in self._threads:
             thread.join(max(0.0, deadline - time.monotonic()))
         self._closing.set()
-        for thread in started:
+        for thread in self._threads:
             thread.join()
         self._copies.shutdown()
 

@@ -101,12 +101,26 @@ class _Drive:
         self._happened: list[tuple[float, str]] = []
         self._lock = threading.Lock()
         self._why = ""  # it is not at rest yet
+        self._books: dict[str, int | bool] = {}  # at the last look
         self._clients = Clients(leg.seed, arena.urls, arena.ledger, arena.clock)
 
     def go(self, table: Table) -> None:
-        verdict = self._result.verdict
         try:
             self._arena.begin()
+        except (AssertionError, TimeoutError) as error:
+            self._result.verdict.find("stuck", str(error))
+        else:
+            self._drive(table)
+        verdict = self._result.verdict
+        for ended in self._arena.unexpected:
+            verdict.find("ended by itself", ended)
+        self._result.landed.update(self._arena.ledger.manners)
+        self._result.met, self._result.bodies = self._arena.ledger.met, len(self._arena.ledger.records)
+        self._result.context = {f.text: near(f, sorted(self._happened), "{:.1f} s {}".format) for f in verdict.findings}
+
+    def _drive(self, table: Table) -> None:
+        verdict = self._result.verdict
+        try:
             self._arena.aof.start()
             self._clients.start()
             self._fire()
@@ -117,7 +131,7 @@ class _Drive:
             except AssertionError as error:
                 raise TimeoutError(f"{error} ({self._why})") from None
             transitions = AlertReader.all_transitions(self._arena.client, self._arena.settings.partitions)
-            books = self._arena.books()
+            books = self._books
             self._arena.end()
             seed, ledger = self._leg.seed, self._arena.ledger
             self._result.verdict = verdict = judge(
@@ -132,11 +146,6 @@ class _Drive:
             self._clients.stop(0)
         finally:
             self._arena.aof.stop()
-        for ended in self._arena.unexpected:
-            verdict.find("ended by itself", ended)
-        self._result.landed.update(self._arena.ledger.manners)
-        self._result.met, self._result.bodies = self._arena.ledger.met, len(self._arena.ledger.records)
-        self._result.context = {f.text: near(f, sorted(self._happened), "{:.1f} s {}".format) for f in verdict.findings}
 
     def _fire(self) -> None:
         """Every fault at its time, each in a thread of its own: some last longer than the next is away."""
@@ -173,11 +182,13 @@ class _Drive:
         self._tell(f"{self._arena.clock():7.1f} s  {'x' if landed else ' '} {fault.kind:<22} {told}   [{sent:,} bodies]")
 
     def _at_rest(self) -> bool:
+        """Little is in flight, and nothing has moved since the look before: books that are taken meanwhile count a commit twice."""
         time.sleep(0.3)
         try:
-            books = self._arena.books()
-            self._why = str(books)
-            return books["in_flight"] <= len(traffic.devices(0)) * traffic.GANGS  # the events that closed all windows but theirs
+            before, self._books = self._books, self._arena.books()
+            self._why = str(self._books)
+            few = len(traffic.devices(0)) * traffic.GANGS  # the events that closed all windows but theirs
+            return self._books["in_flight"] <= few and self._books == before
         except Exception as error:  # Redis or the lake is still coming back
             self._why = f"{type(error).__name__}: {error}"
             return False

@@ -29,8 +29,7 @@ class AppendOnlyFile:
 
     def stop(self) -> None:
         self._over.set()
-        if self._thread.ident is not None:
-            self._thread.join()
+        self._thread.join()
 
     def _current(self) -> Path | None:
         manifests = list(self._folder.glob("*.manifest"))

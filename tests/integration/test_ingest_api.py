@@ -232,9 +232,9 @@ def test_where_building_is_slow_small_groups_wait_as_long_again(monkeypatch):
 
     monkeypatch.setattr("api.ingest.build", slowly)
     monkeypatch.setattr("api.ingest.INLINE_EVENTS_MAX", 0)
-    store = MemoryStore()
+    body = decode_body(json.dumps(EVENT).encode(), "application/json", "", DecodeLimits())
 
-    async def forty() -> None:
+    async def forty(store: MemoryStore) -> None:
         gathered = ingest.Ingest(Settings(partitions=PARTITIONS, group_linger_ms=1), store)
         await gathered.start()
         answers = []
@@ -244,11 +244,15 @@ def test_where_building_is_slow_small_groups_wait_as_long_again(monkeypatch):
         await asyncio.gather(*answers)
         await gathered.stop()
 
-    body = decode_body(json.dumps(EVENT).encode(), "application/json", "", DecodeLimits())
-    began = time.monotonic()
-    asyncio.run(forty())
-    assert sum(group.event_count for group in store.entries) == 40
-    assert (time.monotonic() - began) / len(store.entries) > 0.042
+    def seconds_a_group() -> float:
+        store, began = MemoryStore(), time.monotonic()
+        asyncio.run(forty(store))
+        assert sum(group.event_count for group in store.entries) == 40
+        return (time.monotonic() - began) / len(store.entries)
+
+    waiting = seconds_a_group()
+    monkeypatch.setattr("api.ingest.LINGER_SECONDS_MAX", 0)
+    assert waiting > max(0.042, 1.2 * seconds_a_group())
 
 
 def test_refusals_are_uniform_and_tell_what_to_do(api):
