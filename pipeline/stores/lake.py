@@ -61,7 +61,7 @@ class Lake:
     def create(self, semantics: Semantics, partitions: int) -> None:
         """Make the tables where they are absent. Invalid: the lake is another's: format, partitions or semantics."""
         self._check_writable()
-        self._check_whole()
+        self._check_whole(partitions)
         self.create_tables({"format": FORMAT, "partitions": partitions, **semantics_of_lake(semantics)})
         self.check(semantics, partitions)
 
@@ -119,14 +119,23 @@ class Lake:
         except OSError as error:
             raise Invalid(f"cannot write to {self.location} ({error.strerror}): choose another --data, or mend its permissions") from error
 
-    def _check_whole(self) -> None:
+    def _check_whole(self, partitions: int) -> None:
         """Invalid where a table is missing beside one with rows: made anew and empty, it would say that nothing ever was."""
-        there = {name: self._is_table(name) for name in TABLES}
-        missing = [name for name in TABLES if not there[name]]
-        for name in TABLES if missing else ():
-            if there[name] and self._handle(name).version() > 0:
-                lost = f"{self.location} holds the table {name}, but not {', '.join(missing)}"
-                raise Invalid(f"{lost}: bring it back, or choose another --data")
+        if not self._missing():
+            return
+        written = [name for name in TABLES if self._is_table(name) and self._was_written(name, partitions)]
+        missing = self._missing()  # looked at after the rows: who writes some has made all tables before
+        if written and missing:
+            lost = f"{self.location} holds the table {written[0]}, but not {', '.join(missing)}"
+            raise Invalid(f"{lost}: bring it back, or choose another --data")
+
+    def _missing(self) -> list[str]:
+        return [name for name in TABLES if not self._is_table(name)]
+
+    def _was_written(self, table: str, partitions: int) -> bool:
+        """Whether rows were ever committed to it. Its version does not tell: two that make a table at one moment leave it at 1."""
+        handle = self._handle(table)
+        return bool(handle.file_uris()) or max(self._positions(handle, table, range(partitions)).values()) >= 0
 
     def _uri(self, table: str) -> str:
         return f"{self.location}/{table}"

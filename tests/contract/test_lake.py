@@ -10,6 +10,7 @@ from pathlib import Path
 import polars as pl
 import pyarrow as pa
 import pytest
+from deltalake import DeltaTable
 
 from pipeline.books import balance
 from pipeline.core.batch import State, step
@@ -246,6 +247,25 @@ def test_a_table_that_is_gone_is_not_made_anew_beside_those_with_rows(lake):
     lake.commit("aggregates", rows, {0: Stand(position)}, {0: -1})
     shutil.rmtree(Path(lake.location) / "late")
     with pytest.raises(Invalid, match="holds the table aggregates, but not late: bring it back, or choose another --data"):
+        other(lake).create(SEMANTICS, 4)
+
+
+def test_a_table_that_two_made_at_one_moment_is_not_one_with_rows(lake):
+    """Their second version holds no row: a third that starts beside them makes the tables that are not there yet."""
+    for name in ("anomalies", "aggregates"):
+        DeltaTable(f"{lake.location}/{name}").alter.set_table_properties({"delta.logRetentionDuration": "interval 1 days"})
+        assert DeltaTable(f"{lake.location}/{name}").version() == 1
+    shutil.rmtree(Path(lake.location) / "late")
+    other(lake).create(SEMANTICS, 4)
+    assert DeltaTable(f"{lake.location}/late").version() == 0
+
+
+def test_a_table_whose_rows_were_all_deleted_was_one_with_rows(lake):
+    rows, position = rows_of()
+    lake.commit("aggregates", rows, {0: Stand(position)}, {0: -1})
+    DeltaTable(f"{lake.location}/aggregates").delete()
+    shutil.rmtree(Path(lake.location) / "late")
+    with pytest.raises(Invalid, match="holds the table aggregates, but not late"):
         other(lake).create(SEMANTICS, 4)
 
 
