@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import logging
 import threading
+import time
 from datetime import UTC, datetime
 from itertools import product
 from typing import ClassVar, Protocol
@@ -25,6 +26,7 @@ from pipeline.stores.connection import connect, translate
 log = logging.getLogger("notifier")
 
 POLL_SECONDS = 0.1
+ACKNOWLEDGE_SECONDS = 0.1  # of deliveries acknowledged together
 UNDELIVERED_MAX = 100_000  # transitions in a sink's dead-letter stream
 
 
@@ -116,9 +118,7 @@ class Notifier:
                     opened, pending = True, True
                     self.health.worked("start")
                 found = self._reader.read(pending=pending)
-                for stream, entry, transition in found:
-                    self._deliver(transition)
-                    self._reader.acknowledge(stream, entry)
+                self._deliver_all(found)
                 pending = pending and bool(found)
                 failures = 0
                 self.health.worked("reading")
@@ -130,6 +130,23 @@ class Notifier:
                 if failures in (1, 10, 100):
                     log.warning("%s; trying again", error)
                 self._stopping.wait(backoff_seconds(failures, self._settings.backoff_max_seconds))
+
+    def _deliver_all(self, found: list[tuple[str, bytes, dict]]) -> None:
+        """One by one; acknowledged together as far as that takes no time, for what is delivered and not acknowledged comes again."""
+        delivered: list[tuple[str, bytes]] = []
+        acknowledged_at = time.monotonic()
+        try:
+            for stream, entry, transition in found:
+                if self._stopping.is_set():
+                    break
+                self._deliver(transition)
+                delivered.append((stream, entry))
+                if time.monotonic() - acknowledged_at > ACKNOWLEDGE_SECONDS:
+                    self._reader.acknowledge(delivered)
+                    delivered, acknowledged_at = [], time.monotonic()
+        finally:
+            if delivered:
+                self._reader.acknowledge(delivered)
 
     def _deliver(self, transition: dict) -> None:
         if transition["phase"] == "pending":

@@ -25,10 +25,10 @@ def test_a_reader_gets_each_transition_once_and_again_what_it_did_not_acknowledg
     found = reader.read()
     assert [transition["n"] for _, _, transition in found] == [1, 2]
     assert reader.read() == []
-    reader.acknowledge(*found[0][:2])
+    reader.acknowledge([found[0][:2]])
     again = AlertReader(client, 2, "notifier")
     assert [transition["n"] for _, _, transition in again.read(pending=True)] == [2]
-    again.acknowledge(*found[1][:2])
+    again.acknowledge([found[1][:2]])
     assert again.read(pending=True) == [] and again.read() == []
 
 

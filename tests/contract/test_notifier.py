@@ -1,0 +1,97 @@
+"""The notifier over a real Redis: what it acknowledges, and when."""
+
+from __future__ import annotations
+
+import threading
+import time
+
+import pytest
+
+from pipeline.notifier import ACKNOWLEDGE_SECONDS, Notifier
+from pipeline.stores import connection as keys
+from pipeline.stores.alertlog import NAMED, AlertLog, AlertReader
+from pipeline.stores.leases import Leases
+from tests.harness import eventually
+
+NONE = NAMED.to_frame()
+TRANSITION = {
+    "rule": "hot", "device": "r1", "interface": "", "metric": "cpu", "tags": "", "since": 0, "phase": "firing", "severity": "warning",
+}  # fmt: skip
+
+
+class Sink:
+    """Takes its time, and remembers how many deliveries Redis thought open when it got each."""
+
+    name = "test"
+
+    def __init__(self, client, seconds: float) -> None:
+        self._client, self._seconds = client, seconds
+        self.devices: list[str] = []
+        self.open: list[int] = []
+
+    def deliver(self, transition: dict) -> None:
+        self.devices.append(transition["device"])
+        self.open.append(outstanding(self._client))
+        time.sleep(self._seconds)
+
+
+def outstanding(client) -> int:
+    return sum(client.xpending(keys.alerts_key(partition), AlertReader.GROUP)["pending"] for partition in range(2))
+
+
+@pytest.fixture
+def raised(client):
+    """Ten transitions in each of two partitions."""
+    for partition in range(2):
+        token = Leases(client, "holder", 60_000).acquire(partition)
+        told = [{**TRANSITION, "device": f"r{partition}-{number}"} for number in range(10)]
+        AlertLog(client).apply(partition, token, 1, NONE, NONE, told)
+    return client
+
+
+@pytest.fixture
+def settings(stack):
+    return stack.settings.model_copy(update={"partitions": 2})
+
+
+def running(settings, sink: Sink) -> tuple[Notifier, threading.Thread]:
+    notifier = Notifier(settings, [sink])
+    thread = threading.Thread(target=notifier.run, daemon=True)
+    thread.start()
+    return notifier, thread
+
+
+def ended(notifier: Notifier, thread: threading.Thread) -> None:
+    notifier.stop()
+    thread.join(10)
+    assert not thread.is_alive()
+
+
+def test_what_is_delivered_in_no_time_is_acknowledged_together(raised, settings):
+    sink = Sink(raised, 0)
+    notifier, thread = running(settings, sink)
+    eventually(lambda: len(sink.devices) == 20 and not outstanding(raised), 10, "all is delivered and acknowledged")
+    ended(notifier, thread)
+    assert [[d for d in sink.devices if d.startswith(f"r{p}-")] for p in (0, 1)] == [[f"r{p}-{n}" for n in range(10)] for p in (0, 1)]
+
+
+def test_behind_a_slow_sink_each_delivery_is_acknowledged_before_the_next(raised, settings):
+    """So a notifier that dies there delivers one of them again, not all."""
+    sink = Sink(raised, ACKNOWLEDGE_SECONDS * 1.2)
+    notifier, thread = running(settings, sink)
+    eventually(lambda: len(sink.devices) >= 4, 10, "some are delivered")
+    ended(notifier, thread)
+    assert sink.open[:4] == [20, 19, 18, 17]
+
+
+def test_a_notifier_that_is_stopped_amid_a_page_leaves_the_rest_to_the_next(raised, settings):
+    slow = Sink(raised, ACKNOWLEDGE_SECONDS * 1.2)
+    notifier, thread = running(settings, slow)
+    eventually(lambda: len(slow.devices) >= 2, 10, "some are delivered")
+    ended(notifier, thread)
+    assert 2 <= len(slow.devices) < 20
+    fast = Sink(raised, 0)
+    notifier, thread = running(settings, fast)
+    eventually(lambda: not outstanding(raised), 10, "the rest is delivered")
+    ended(notifier, thread)
+    assert len(slow.devices + fast.devices) == 20 == len({*slow.devices, *fast.devices})
