@@ -12,7 +12,6 @@ import threading
 import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
-from dataclasses import replace
 
 import polars as pl
 from apscheduler.schedulers.background import BackgroundScheduler
@@ -21,7 +20,7 @@ from pipeline import metrics, names, watch
 from pipeline.commits import COMMIT_ORDER, Holding, Snapshot, commit
 from pipeline.core.assignment import plan
 from pipeline.core.batch import Output, State
-from pipeline.core.recovery import Stand, active_of, recover
+from pipeline.core.recovery import Stand
 from pipeline.core.rules import SEVERITIES
 from pipeline.core.schema import SERIES_NAMES
 from pipeline.errors import Fenced, PipelineError, Restarted, Unavailable
@@ -31,8 +30,9 @@ from pipeline.rulekeeper import RuleKeeper
 from pipeline.settings import Settings, backoff_seconds, semantics_of
 from pipeline.stores.alertlog import NAMED
 from pipeline.stores.connection import process_name
-from pipeline.stores.entries import portions, to_batch
+from pipeline.stores.entries import portions
 from pipeline.stores.streams import Entry, Settlement, history
+from pipeline.takeover import Taken, take_over
 from pipeline.workerstores import Stores, connected
 
 log = logging.getLogger("worker")
@@ -204,8 +204,13 @@ class Worker:
         # Up to here it is known what was refused; most often that is before all of them, and nothing to be read.
         at = {p: [entry.id for entry in entries if entry.id <= stood["dead_letters"][p].position] for p, entries in pending.items()}
         refused = self._reading_lake.refused(at)
-        for partition, entries in pending.items():
-            self._recover_one(partition, self._held[partition], entries, last_rows[partition], refused[partition])
+        taken = {
+            partition: Taken(dict(holding.tables), holding.raised, holding.alerts, entries, last_rows[partition], refused[partition])
+            for partition, entries in pending.items()
+            for holding in [self._held[partition]]
+        }
+        recovered = take_over(taken, self._rulekeeper.rules, self._semantics, self._settings.step_rows_max, self._keep_taken)
+        self._state = self._state.with_partition(recovered)
         seconds, held = self._clock() - began, sorted(self._held)
         metrics.RECOVERY_SECONDS.observe(seconds)
         told = {"partitions": sorted(tokens), "holding": held}
@@ -228,28 +233,6 @@ class Worker:
             pending += page
         holding.pending = [entry.id for entry in pending]
         return pending
-
-    def _recover_one(self, partition: int, holding: Holding, pending: list[Entry], last_rows: pl.DataFrame, refused: pl.DataFrame) -> None:
-        position, alerts = holding.tables["aggregates"], holding.alerts
-        before = [entry for entry in pending if entry.id <= position]
-        state = recover(partition, position, last_rows, to_batch({partition: before}), alerts, refused, self._semantics)
-        # Tables, and alerts, that are ahead of `aggregates` have these rows already: cut exactly there.
-        ahead = {table: at for table, at in (*holding.tables.items(), ("alerts", holding.raised)) if at > position}
-        rest = [entry for entry in pending if entry.id > position]
-        for stop in sorted(set(ahead.values())):
-            upto, rest = [e for e in rest if e.id <= stop], [e for e in rest if e.id > stop]
-            has = {table for table, at in ahead.items() if at >= stop}
-            known = refused if "dead_letters" in has else None
-            state, output = step_safely(state, {partition: upto}, self._rulekeeper.rules, self._semantics, known)
-            if "alerts" in has:
-                output = replace(output, transitions=output.transitions.clear())
-                state = replace(state, active=active_of(alerts, state))
-            self._keep(replace(output, **{table: getattr(output, table).clear() for table in has - {"alerts"}}), state)
-        for portion in portions({partition: rest}, self._settings.step_rows_max):
-            self.health.moved()
-            state, output = step_safely(state, portion, self._rulekeeper.rules, self._semantics)
-            self._keep(output, state)
-        self._state = self._state.with_partition(state)
 
     def _open(self, partition: int, newest: int, stands: list[Stand], accounted: int | None = None) -> None:
         """Open the stream, at a start or in a Redis that was started again: what was made of it may be ahead of what Redis knows."""
@@ -349,6 +332,10 @@ class Worker:
             severity = (pl.col("severity") - 1).replace_strict(range(2), SEVERITIES, return_dtype=pl.String)
             for row in named.with_columns(severity=severity, rules_version=state.rules_version).to_dicts():
                 self._held[row["partition"]].transitions.append(row)
+
+    def _keep_taken(self, output: Output, state: State) -> None:
+        self.health.moved()
+        self._keep(output, state)
 
     def _raise_alerts(self) -> None:
         """Bring alerts to Redis: transitions, states and position as one."""
