@@ -25,10 +25,12 @@ from benchmarks.workload import CONTENT_TYPES, START_MS, Workload
 from pipeline.core.recovery import Stand
 from pipeline.core.schema import AGGREGATES
 from pipeline.stores.catalog import open_catalog, write_catalog
+from pipeline.stores.connection import alerts_key
 from pipeline.stores.lake import Lake
 from tests.harness import eventually
 
 HALF_LOAD_SECONDS = 30
+WARM_SECONDS = 5  # of the same load before it
 PROBE_SECONDS = 0.5
 LOOK_SECONDS = 0.3
 HISTORY_SERIES, HISTORY_DAYS = 300, 30
@@ -42,7 +44,8 @@ def half_load(events_per_second: float, say) -> dict:
     """At half of what the system takes: POST to answer, to the alert on the console, and from a window's close to its row in SQL."""
     folder = Path(tempfile.mkdtemp())
     rate = events_per_second / 2
-    bodies = Workload(polls=int(rate * HALF_LOAD_SECONDS / 20_000)).bodies("json")
+    warm = int(rate * WARM_SECONDS / 1000)
+    bodies = Workload(polls=int(rate * (WARM_SECONDS + HALF_LOAD_SECONDS) / 20_000)).bodies("json")
     alerts: dict[str, float] = {}
     sent: dict[str, float] = {}
     try:
@@ -54,6 +57,7 @@ def half_load(events_per_second: float, say) -> dict:
                 stderr=subprocess.DEVNULL, text=True, cwd=folder,
             )  # fmt: skip
             system.others.append(notifier)
+            eventually(lambda: system.client.exists(alerts_key(0)), 60, "the notifier reads")
 
             def listen() -> None:
                 for line in notifier.stdout:
@@ -78,9 +82,9 @@ def half_load(events_per_second: float, say) -> dict:
             with ProcessPoolExecutor(1, get_context("spawn")) as beside, get_context("spawn").Manager() as manager:
                 ended = manager.Event()
                 looking = beside.submit(_look, folder / "data", ended)
+                post_paced(system.port, bodies[:warm], CONTENT_TYPES["json"], rate / 1000)  # the first steps of a process take longer
                 prober.start()
-                time.sleep(2)
-                took = post_paced(system.port, bodies, CONTENT_TYPES["json"], rate / 1000)
+                took = post_paced(system.port, bodies[warm:], CONTENT_TYPES["json"], rate / 1000)
                 over.set()
                 prober.join()
                 time.sleep(2)
