@@ -44,55 +44,27 @@ def half_load(events_per_second: float, say) -> dict:
     """At half of what the system takes: POST to answer, to the alert on the console, and from a window's close to its row in SQL."""
     folder = Path(tempfile.mkdtemp())
     rate = events_per_second / 2
-    warm = int(rate * WARM_SECONDS / 1000)
     bodies = Workload(polls=int(rate * (WARM_SECONDS + HALF_LOAD_SECONDS) / 20_000)).bodies("json")
-    alerts: dict[str, float] = {}
-    sent: dict[str, float] = {}
+    warm = int(rate * WARM_SECONDS / 1000)
     try:
         with System(folder) as system:
             system.start(workers=2)
-            step_ms = int(DEFAULTS["PIPELINE_WINDOW_SECONDS"]) * 1000 + int(DEFAULTS["PIPELINE_DISORDER_SECONDS"]) * 1000
-            notifier = subprocess.Popen(
-                [sys.executable, "-u", "-m", "pipeline", "notify", "--json"], env=system.environment, stdout=subprocess.PIPE,
-                stderr=subprocess.DEVNULL, text=True, cwd=folder,
-            )  # fmt: skip
-            system.others.append(notifier)
-            eventually(lambda: system.client.exists(alerts_key(0)), 60, "the notifier reads")
-
-            def listen() -> None:
-                for line in notifier.stdout:
-                    alerts.setdefault(json.loads(line)["device"], time.time())
-
-            threading.Thread(target=listen, daemon=True).start()
-            over = threading.Event()
-
-            def probe() -> None:
-                """A new device above its threshold, and a sample of one that closes the window of the one before."""
-                number = 0
-                with httpx.Client(timeout=10) as client:  # one for all: to make one takes 50 ms, in which no body would be sent
-                    while not over.wait(PROBE_SECONDS):
-                        number += 1
-                        now = sent[f"probe-{number}"] = closing[number - 1] = time.time()
-                        hot = {"device": f"probe-{number}", "metric": "cpu_pct", "value": 99, "timestamp": int(now * 1000)}
-                        beat = {"device": "clock", "metric": "beat", "value": number, "timestamp": START_MS + number * step_ms}
-                        client.post(f"{system.url}/v1/events", json=[hot, beat]).raise_for_status()
-
-            closing: dict[int, float] = {}
-            prober = threading.Thread(target=probe)
+            alerts, probes, over = _alerts(system), _Probes(system.url), threading.Event()
+            probing = threading.Thread(target=probes.run, args=[over])
             with ProcessPoolExecutor(1, get_context("spawn")) as beside, get_context("spawn").Manager() as manager:
                 ended = manager.Event()
                 looking = beside.submit(_look, folder / "data", ended)
                 post_paced(system.port, bodies[:warm], CONTENT_TYPES["json"], rate / 1000)  # the first steps of a process take longer
-                prober.start()
+                probing.start()
                 took = post_paced(system.port, bodies[warm:], CONTENT_TYPES["json"], rate / 1000)
                 over.set()
-                prober.join()
+                probing.join()
                 time.sleep(2)
                 ended.set()
                 visible = looking.result(60)
-        delays = [alerts[device] - at for device, at in sent.items() if device in alerts]
-        assert len(delays) > 0.9 * len(sent), f"{len(sent) - len(delays)} of {len(sent)} alerts are missing"
-        rows = [seen - closing[number] for number, seen in visible.items()]
+        delays = [alerts[device] - at for device, at in probes.hot_at.items() if device in alerts]
+        assert len(delays) > 0.9 * len(probes.hot_at), f"{len(probes.hot_at) - len(delays)} of {len(probes.hot_at)} alerts are missing"
+        rows = [seen - probes.closed_at[number] for number, seen in visible.items()]
         found = {"events_per_second": rate, "answer_seconds": _percentiles(took), "alert_seconds": _percentiles(delays),
                  "row_seconds": _percentiles(rows)}  # fmt: skip
         answer, alert, row = (found[f"{name}_seconds"]["p99"] for name in ("answer", "alert", "row"))
@@ -100,6 +72,44 @@ def half_load(events_per_second: float, say) -> dict:
         return found
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+class _Probes:
+    """Beside the load, a new device above its threshold, and a sample of one that closes the window of the one before."""
+
+    def __init__(self, url: str) -> None:
+        self._url = url
+        self.hot_at: dict[str, float] = {}  # device -> when its sample was sent
+        self.closed_at: dict[int, float] = {}  # number of the last sample in a window -> when the one that closes it was sent
+
+    def run(self, over: threading.Event) -> None:
+        step_ms = (int(DEFAULTS["PIPELINE_WINDOW_SECONDS"]) + int(DEFAULTS["PIPELINE_DISORDER_SECONDS"])) * 1000
+        number = 0
+        with httpx.Client(timeout=10) as client:  # one for all: to make one takes 50 ms, in which no body would be sent
+            while not over.wait(PROBE_SECONDS):
+                number += 1
+                now = self.hot_at[f"probe-{number}"] = self.closed_at[number - 1] = time.time()
+                hot = {"device": f"probe-{number}", "metric": "cpu_pct", "value": 99, "timestamp": int(now * 1000)}
+                beat = {"device": "clock", "metric": "beat", "value": number, "timestamp": START_MS + number * step_ms}
+                client.post(f"{self._url}/v1/events", json=[hot, beat]).raise_for_status()
+
+
+def _alerts(system: System) -> dict[str, float]:
+    """device -> when the console showed its first alert; a notifier that reads fills it."""
+    alerts: dict[str, float] = {}
+    notifier = subprocess.Popen(
+        [sys.executable, "-u", "-m", "pipeline", "notify", "--json"], env=system.environment, stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL, text=True, cwd=system.folder,
+    )  # fmt: skip
+    system.others.append(notifier)
+
+    def listen() -> None:
+        for line in notifier.stdout:
+            alerts.setdefault(json.loads(line)["device"], time.time())
+
+    threading.Thread(target=listen, daemon=True).start()
+    eventually(lambda: system.client.exists(alerts_key(0)), 60, "the notifier reads")
+    return alerts
 
 
 def _look(data: Path, over) -> dict[int, float]:
