@@ -50,10 +50,12 @@ class AppendOnlyFile:
         """Take from the file what came within the last second before `died_at`; the bytes that went. Redis must be dead."""
         path = self._current()
         earliest, latest = died_at - LOST_SECONDS - LAG_SECONDS, died_at - LOST_SECONDS
-        known = [size for at, of, size in self._sizes if of == path and earliest <= at <= latest]
+        known = [size for at, of, size in list(self._sizes) if of == path and earliest <= at <= latest]
         now = path.stat().st_size
-        # None: the file was begun within this second, and what it holds was synced then; or we looked too late to know.
-        keep = known[-1] if known else now
+        # None: the file was begun, or cut, within this second, and what it holds was synced then; or we looked too late to know.
+        # Smaller than a size that was seen: Redis itself has cut off a command that was not whole, as it was started.
+        keep = min(known[-1], now) if known else now
         with path.open("r+b") as file:
             file.truncate(keep)
+        self._sizes.clear()  # of what is gone: by them the next cut would make the file longer, with zeros
         return now - keep
