@@ -51,7 +51,8 @@ def half_load(events_per_second: float, say) -> dict:
             system.start(workers=2)
             alerts, probes, over = _alerts(system), _Probes(system.url), threading.Event()
             probing = threading.Thread(target=probes.run, args=[over])
-            with ProcessPoolExecutor(1, get_context("spawn")) as beside, get_context("spawn").Manager() as manager:
+            spawning = get_context("spawn")  # threads run here: a fork would take their locks along
+            with ProcessPoolExecutor(1, spawning) as beside, spawning.Manager() as manager:
                 ended = manager.Event()
                 looking = beside.submit(_look, folder / "data", ended)
                 post_paced(system.port, bodies[:warm], CONTENT_TYPES["json"], rate / 1000)  # the first steps of a process take longer

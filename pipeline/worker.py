@@ -204,11 +204,10 @@ class Worker:
         # Up to here it is known what was refused; most often that is before all of them, and nothing to be read.
         at = {p: [entry.id for entry in entries if entry.id <= stood["dead_letters"][p].position] for p, entries in pending.items()}
         refused = self._reading_lake.refused(at)
-        taken = {
-            partition: Taken(dict(holding.tables), holding.raised, holding.alerts, entries, last_rows[partition], refused[partition])
-            for partition, entries in pending.items()
-            for holding in [self._held[partition]]
-        }
+        taken = {}
+        for partition, entries in pending.items():
+            holding = self._held[partition]
+            taken[partition] = Taken(holding.tables, holding.raised, holding.alerts, entries, last_rows[partition], refused[partition])
         recovered = take_over(taken, self._rulekeeper.rules, self._semantics, self._settings.step_rows_max, self._keep_taken)
         self._state = self._state.with_partition(recovered)
         seconds, held = self._clock() - began, sorted(self._held)

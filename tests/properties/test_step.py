@@ -209,6 +209,11 @@ class Lake:
         return dead.select("entry", series=series_of(pl.col("event"))).unique()
 
 
+def named_alerts(state):
+    """The alerts that stand, as NAMED."""
+    return state.active.join(state.series.select("series", *SERIES_NAMES), on="series").select(list(NAMED))
+
+
 class Crash(Exception):
     pass
 
@@ -241,8 +246,7 @@ def reign(stream, lake, settled, draw, may_crash, alerts_log, semantics):
             if output.transitions.height:
                 alerts_log["transitions"].append(output.transitions)
                 alerts_log["position"] = at
-                named = state.active.join(state.series.select("series", *SERIES_NAMES), on="series").drop("series", "partition")
-                alerts_log["active"] = named.select(list(NAMED))
+                alerts_log["active"] = named_alerts(state)
         else:  # what stands at the alerts' own position is theirs to say
             active = alerts_log["active"].join(state.series.select("series", *SERIES_NAMES), on=SERIES_NAMES).drop(SERIES_NAMES)
             state = State(**{**state.__dict__, "active": active.with_columns(partition=pl.lit(0, pl.Int32)).select(state.active.columns)})
