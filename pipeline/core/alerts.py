@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import polars as pl
 
+from pipeline.core.schema import stacked
+
 PHASES = ("pending", "firing", "resolved")
 # Alerts that stand. `severity` 1 is warning, 2 critical; `value` is its last sample's, `bound` the one last breached.
 ACTIVE = pl.Schema(
@@ -26,6 +28,7 @@ ACTIVE = pl.Schema(
     }
 )
 TRANSITIONS = pl.Schema({**ACTIVE, "phase": pl.String(), "entry": pl.Int64()})
+NO_TRANSITIONS = TRANSITIONS.to_frame()
 # A value to be judged by a rule, in stream order. `time` is event time.
 SAMPLES = pl.Schema(
     {"rule": pl.String(), "series": pl.UInt32(), "partition": pl.Int32(), "entry": pl.Int64(), "time": pl.Int64(), "value": pl.Float64(),
@@ -54,38 +57,41 @@ def evaluate(samples: pl.DataFrame, active: pl.DataFrame) -> tuple[pl.DataFrame,
     """(TRANSITIONS, ACTIVE after) of SAMPLES in stream order, given the ACTIVE before."""
     key = ["rule", "series"]
     # Where no alert stands and nothing raises one, nothing changes: that is most of them.
-    moved = pl.concat([samples.filter(pl.col("level") >= 1).select(key), active.select(key)]).unique()
+    moved = stacked([samples.filter(pl.col("level") >= 1)[key], active[key]]) if samples.height else NO_TRANSITIONS
     samples = samples.join(moved, on=key, how="semi", maintain_order="left") if moved.height else samples.clear()
     if samples.is_empty():
-        return TRANSITIONS.to_frame(), active
-    touched = samples.select(key).unique()
+        return NO_TRANSITIONS, active
+    touched = samples[key]
     standing = active.join(touched, on=key, how="semi", maintain_order="left")
-    standing = standing.with_columns(level="severity", entry=pl.lit(None, pl.Int64), for_us=pl.lit(0, pl.Int64), known=True)
-    rows = pl.concat([standing, samples.with_columns(known=False)], how="diagonal").sort(key, maintain_order=True)
+    first = standing.with_columns(level="severity", entry=pl.lit(None, pl.Int64), for_us=pl.lit(0, pl.Int64), known=True)
+    rows = pl.concat([first, samples.with_columns(known=False)], how="diagonal").sort(key, maintain_order=True)
 
+    # Of few rows a call costs more than what it computes: a column is made beside others wherever none of them needs it.
     # `alert` numbers (rule, series), `run` the stretches in which one stands, with what follows until the next.
-    other = (pl.col("rule") != pl.col("rule").shift(1)) | (pl.col("series") != pl.col("series").shift(1))
+    other = ((pl.col("rule") != pl.col("rule").shift(1)) | (pl.col("series") != pl.col("series").shift(1))).fill_null(True)
     raised = pl.when(pl.col("level") >= 1).then(True).when(pl.col("level") == 0).then(False)
-    rows = rows.with_columns(other=other.fill_null(True), alert=other.fill_null(True).cum_sum())
+    rows = rows.with_columns(other=other, alert=other.cum_sum())
     rows = rows.with_columns(latched=raised.forward_fill().over("alert").fill_null(False))
     before = pl.col("latched").shift(1).fill_null(False) & ~pl.col("other")
-    rows = rows.with_columns(start=pl.col("latched") & ~before, stop=~pl.col("latched") & before)
-    rows = rows.with_columns(run=(pl.col("start") | pl.col("other")).cum_sum())
+    start = pl.col("latched") & ~before
+    rows = rows.with_columns(start=start, stop=~pl.col("latched") & before, run=(start | pl.col("other")).cum_sum())
     rows = rows.with_columns(
-        time=pl.col("time").cum_max().over("run"), severity=pl.col("level").fill_null(0).cum_max().over("run").cast(pl.Int8)
+        time=pl.col("time").cum_max().over("run"),
+        severity=pl.col("level").fill_null(0).cum_max().over("run"),
+        since=pl.coalesce("since", "time").first().over("run"),
     )
-    rows = rows.with_columns(since=pl.coalesce("since", "time").first().over("run"))
     # Once an alert fires it fires until it clears, also when a new version of the rules asks for longer.
     mature = pl.col("latched") & (
         (pl.col("time") - pl.col("since") >= pl.col("for_us")) & ~pl.col("known") | pl.col("firing").fill_null(False)
     )
-    rows = rows.with_columns(firing=mature.cum_max().over("run") & pl.col("latched"))
-    rows = rows.with_columns(fired=pl.when("firing").then("severity").otherwise(0).cast(pl.Int8))
-    fired_before = pl.when(~pl.col("other")).then(pl.col("fired").shift(1)).fill_null(0)
+    firing = mature.cum_max().over("run") & pl.col("latched")
+    none = pl.lit(0, pl.Int8)
+    rows = rows.with_columns(firing=firing, fired=pl.when(firing).then("severity").otherwise(none))
+    fired_before = pl.when(~pl.col("other")).then(pl.col("fired").shift(1)).fill_null(none)
     phase = (
         pl.when("known").then(None)
         .when("stop").then(pl.when(fired_before > 0).then(pl.lit("resolved")))
-        .when(pl.col("fired") > pl.when("start").then(0).otherwise(fired_before)).then(pl.lit("firing"))
+        .when(pl.col("fired") > pl.when("start").then(none).otherwise(fired_before)).then(pl.lit("firing"))
         .when(pl.col("start") & ~pl.col("firing")).then(pl.lit("pending"))
     )  # fmt: skip
     # What a resolved alert was: its severity and start are those of the run that ends.
@@ -95,11 +101,11 @@ def evaluate(samples: pl.DataFrame, active: pl.DataFrame) -> tuple[pl.DataFrame,
         severity=pl.when("stop").then(fired_before).otherwise("severity"),
         since=pl.when("stop").then(pl.col("since").shift(1)).otherwise("since"),
     )
-    transitions = judged.filter(pl.col("phase").is_not_null()).select(pl.col(name).cast(dtype) for name, dtype in TRANSITIONS.items())
+    transitions = judged.filter(pl.col("phase").is_not_null())[list(TRANSITIONS)]
     goes_on = (pl.col("rule") == pl.col("rule").shift(-1)) & (pl.col("series") == pl.col("series").shift(-1))
-    last = judged.filter(~goes_on.fill_null(False) & pl.col("latched")).select(pl.col(name).cast(dtype) for name, dtype in ACTIVE.items())
-    untouched = active.join(touched, on=key, how="anti", maintain_order="left") if active.height else active
-    return transitions, pl.concat([untouched, last])
+    last = judged.filter(~goes_on.fill_null(False) & pl.col("latched"))[list(ACTIVE)]
+    untouched = active.join(touched, on=key, how="anti", maintain_order="left") if standing.height else active
+    return transitions, stacked([untouched, last])
 
 
 def withdraw(active: pl.DataFrame, bounds: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame]:

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import polars as pl
 
 from pipeline.core.alerts import SAMPLES, level
 from pipeline.core.rules import STATISTICS
+from pipeline.core.schema import stacked
 
-# Given a filter on `series`: the newest event time of each, as `newest_time`.
-Newest = Callable[[pl.Expr], pl.DataFrame]
 BREACHES = pl.Schema(
     {
         **SAMPLES,
@@ -21,6 +18,8 @@ BREACHES = pl.Schema(
         "arrived": pl.Int64(),
     }
 )
+
+NO_BREACHES = BREACHES.to_frame()
 
 
 def guards(bounds: pl.DataFrame) -> pl.DataFrame:
@@ -35,25 +34,55 @@ def guards(bounds: pl.DataFrame) -> pl.DataFrame:
     )
 
 
-def event_samples(rows: pl.DataFrame, bounds: pl.DataFrame, active: pl.DataFrame, newest: Newest) -> pl.DataFrame:
-    """BREACHES of single events under every rule on events, of those series alone that breach or have an alert.
+def of_events(
+    rows: pl.DataFrame, earlier: pl.DataFrame, series: pl.DataFrame, bounds: pl.DataFrame, active: pl.DataFrame
+) -> tuple[pl.DataFrame, pl.DataFrame]:
+    """(samples, anomalies among them), BREACHES of single events under every rule on events; of those series alone that breach or
+    have an alert.
 
-    `rows` are in stream order, with guard_upper and guard_lower of their series. `stale` are those that a newer sample of
-    their series overtook, and late ones: they may be anomalies, but no alert goes by them.
+    `rows` are in stream order, with guard_upper and guard_lower of their series; `earlier` the open rows before. `series` holds
+    at the place of each its before_time. `stale` are samples that a newer one of their series overtook, and late ones: they may be
+    anomalies, but no alert goes by them.
     """
-    breaching = rows.filter((pl.col("value") > pl.col("guard_upper")) | (pl.col("value") < pl.col("guard_lower")))
-    concerned = pl.concat([breaching["series"], active["series"]]).unique()
-    if concerned.is_empty():
-        return BREACHES.to_frame()
-    of_concerned = pl.col("series").is_in(concerned.implode())
-    samples = rows.filter(of_concerned).join(newest(of_concerned), on="series", how="left", maintain_order="left")
-    on_time = pl.when(~pl.col("is_late")).then("event_time")
-    stale = pl.col("is_late") | (pl.col("event_time") < pl.max_horizontal("newest_time", on_time.cum_max().over("series"))).fill_null(False)
-    samples = samples.with_columns(stale=stale).join(bounds.filter("event"), on="series", maintain_order="left")
-    return samples.with_columns(level()).select(
-        "rule", "series", "partition", "entry", pl.col("event_time").alias("time"), "value", "level", "bound", "for_us",
-        pl.lit(None, pl.Int64).alias("window"), "statistic", "is_late", "stale", pl.col("log_time").alias("arrived"),
+    beyond = (rows["value"] > rows["guard_upper"]) | (rows["value"] < rows["guard_lower"])
+    concerned = pl.concat([rows["series"].filter(beyond), active["series"]]).unique()
+    samples = rows.filter(pl.col("series").is_in(concerned.implode())) if concerned.len() else rows.clear()
+    if samples.is_empty():
+        return NO_BREACHES, NO_BREACHES
+    of_these = pl.col("series").is_in(samples["series"].unique().implode())
+    earlier, bounds = earlier.filter(of_these), bounds.filter(of_these & pl.col("event"))
+    on_time = pl.when(~pl.col("is_late")).then("event_time").cum_max().over("series")
+    newest = pl.max_horizontal("newest_time", series["before_time"][samples["series"]], on_time)
+    samples = (
+        samples
+        .join(earlier.group_by("series").agg(newest_time=pl.col("event_time").max()), on="series", how="left", maintain_order="left")
+        .with_columns(stale=pl.col("is_late") | (pl.col("event_time") < newest).fill_null(False))
+        .join(bounds, on="series", maintain_order="left")
+        .with_columns(level())
+        .select(
+            "rule", "series", "partition", "entry", pl.col("event_time").alias("time"), "value", "level", "bound", "for_us",
+            pl.lit(None, pl.Int64).alias("window"), "statistic", "is_late", "stale", pl.col("log_time").alias("arrived"),
+        )
     )  # fmt: skip
+    return samples, _first_of_each(samples.filter(pl.col("level") >= 1), earlier, bounds)
+
+
+def _first_of_each(breaches: pl.DataFrame, earlier: pl.DataFrame, bounds: pl.DataFrame) -> pl.DataFrame:
+    """`breaches` of single events without those that repeat one: a client's retry of an event is no second anomaly.
+
+    A sample of `earlier` with the same time that breached the same rule was reported then. A late row's window is closed, so that
+    nothing says whether it repeats another: each is reported.
+    """
+    if breaches["is_late"].all():
+        return breaches
+    key = ["series", "time", "rule"]
+    late, on_time = breaches.filter("is_late"), breaches.filter(~breaches["is_late"])
+    on_time = on_time.unique(key, keep="first", maintain_order=True)
+    same = earlier.rename({"event_time": "time"}).join(on_time, on=["series", "time"], how="semi")
+    if same.height:
+        reported = same.join(bounds, on="series").with_columns(level()).filter(pl.col("level") >= 1)
+        on_time = on_time.join(reported, on=key, how="anti", maintain_order="left")
+    return stacked([on_time, late])
 
 
 def window_samples(summaries: pl.DataFrame, bounds: pl.DataFrame, width: int) -> pl.DataFrame:
@@ -61,9 +90,9 @@ def window_samples(summaries: pl.DataFrame, bounds: pl.DataFrame, width: int) ->
 
     `summaries` have the partition; its revisions are not judged.
     """
-    asked = bounds.filter(~pl.col("event"))
-    if asked.is_empty() or summaries.is_empty():
-        return BREACHES.to_frame()
+    asked = bounds.filter(~bounds["event"]) if summaries.height else bounds.clear()
+    if asked.is_empty():
+        return NO_BREACHES
     joined = summaries.filter(~pl.col("revision")).join(asked, on="series", maintain_order="left")
     value = pl.coalesce(pl.when(pl.col("statistic") == name).then(pl.col(name).cast(pl.Float64)) for name in STATISTICS)
     return (
@@ -74,23 +103,3 @@ def window_samples(summaries: pl.DataFrame, bounds: pl.DataFrame, width: int) ->
             pl.lit(False).alias("stale"), "arrived",
         )
     )  # fmt: skip
-
-
-def first_of_each(breaches: pl.DataFrame, earlier: pl.DataFrame, bounds: pl.DataFrame) -> pl.DataFrame:
-    """`breaches` of single events without those that repeat one: a client's retry of an event is no second anomaly.
-
-    `earlier`: the open rows before; a sample with the same time that breached the same rule was reported then. A late
-    row's window is closed, so that nothing says whether it repeats another: each is reported.
-    """
-    late, on_time = breaches.filter("is_late"), breaches.filter(~pl.col("is_late"))
-    if on_time.is_empty():
-        return breaches
-    key = ["series", "time", "rule"]
-    on_time = on_time.unique(key, keep="first", maintain_order=True)
-    same = earlier.select("series", "value", time="event_time").join(
-        on_time.select("series", "time").unique(), on=["series", "time"], how="semi"
-    )
-    if same.height:
-        reported = same.join(bounds.filter("event"), on="series").with_columns(level()).filter(pl.col("level") >= 1)
-        on_time = on_time.join(reported.select(key), on=key, how="anti", maintain_order="left")
-    return pl.concat([on_time, late])

@@ -14,7 +14,18 @@ import polars as pl
 
 from pipeline.core import alerts, anomalies, cardinality, counters
 from pipeline.core.rules import BOUNDS, SEVERITIES, Rules
-from pipeline.core.schema import AGGREGATES, ANOMALIES, DEAD_ROWS, EVENTS, LATE, SERIES_NAMES, log_time
+from pipeline.core.schema import (
+    AGGREGATES,
+    EVENTS,
+    LATE,
+    NO_AGGREGATES,
+    NO_ANOMALIES,
+    NO_DEAD_ROWS,
+    NO_LATE,
+    SERIES_NAMES,
+    log_time,
+    stacked,
+)
 from pipeline.core.semantics import NEVER, Semantics
 from pipeline.core.setaside import TOO_LATE, dead_rows
 from pipeline.core.watermarks import (
@@ -23,15 +34,15 @@ from pipeline.core.watermarks import (
     arrive,
     close_early,
     heaviest,
-    judge,
     last_closed,
     numbered,
     of_device,
     passed,
+    running,
     silent,
     strides,
 )
-from pipeline.core.windows import OPEN_ROWS, SUMMARIES, revise, summarise, window_of
+from pipeline.core.windows import NO_SUMMARIES, OPEN_ROWS, revise, summarise, window_of
 
 BATCH_EVENTS = pl.Schema({"partition": pl.Int32(), "entry": pl.Int64(), **EVENTS})
 ENTRIES = pl.Schema({"partition": pl.Int32(), "entry": pl.Int64(), "rows": pl.UInt32()})
@@ -50,6 +61,7 @@ SERIES = pl.Schema(
         "guard_lower": pl.Float64(),
     }
 )
+NO_CUTS = pl.Schema({"partition": pl.Int32(), "entry": pl.Int64()}).to_frame()
 
 # Each step adds a chunk to the open rows. More make every look at them slow; fewer mean copying them more often.
 OPEN_CHUNKS_MAX = 32
@@ -61,7 +73,7 @@ class Batch:
 
     events: pl.DataFrame = field(default_factory=BATCH_EVENTS.to_frame)
     entries: pl.DataFrame = field(default_factory=ENTRIES.to_frame)  # sorted by partition, entry
-    dead_letters: pl.DataFrame = field(default_factory=DEAD_ROWS.to_frame)
+    dead_letters: pl.DataFrame = field(default_factory=NO_DEAD_ROWS.clone)
 
 
 @dataclass(frozen=True)
@@ -76,14 +88,6 @@ class State:
     active: pl.DataFrame = field(default_factory=alerts.ACTIVE.to_frame)
     bounds: pl.DataFrame = field(default_factory=BOUNDS.to_frame)
     rules_version: int = 0
-
-    def newest_times(self, some: pl.Expr) -> pl.DataFrame:
-        """The newest event time of some series (a filter on `series`) that was on time: series, newest_time."""
-        times = [
-            self.open.filter(some).select("series", newest_time="event_time"),
-            self.series.filter(some).select("series", newest_time="before_time"),
-        ]
-        return pl.concat(times).group_by("series").agg(pl.col("newest_time").max())
 
     def with_partition(self, other: State) -> State:
         """This state and that of partitions it does not have yet. Numbers of series and devices are moved apart."""
@@ -126,11 +130,11 @@ class State:
 class Output:
     """Rows for the tables, and alert transitions. All in the order of the stream where it matters."""
 
-    aggregates: pl.DataFrame = field(default_factory=AGGREGATES.to_frame)
-    anomalies: pl.DataFrame = field(default_factory=ANOMALIES.to_frame)
-    late: pl.DataFrame = field(default_factory=LATE.to_frame)
-    dead_letters: pl.DataFrame = field(default_factory=DEAD_ROWS.to_frame)
-    transitions: pl.DataFrame = field(default_factory=alerts.TRANSITIONS.to_frame)
+    aggregates: pl.DataFrame = field(default_factory=NO_AGGREGATES.clone)
+    anomalies: pl.DataFrame = field(default_factory=NO_ANOMALIES.clone)
+    late: pl.DataFrame = field(default_factory=NO_LATE.clone)
+    dead_letters: pl.DataFrame = field(default_factory=NO_DEAD_ROWS.clone)
+    transitions: pl.DataFrame = field(default_factory=alerts.NO_TRANSITIONS.clone)
 
 
 @dataclass(frozen=True)
@@ -147,13 +151,15 @@ def step(state: State, batch: Batch, rules: Rules, semantics: Semantics) -> tupl
     """Apply a micro-batch of any partitions that the state holds."""
     state, withdrawn = _take_rules(state, rules)
     state, events, dead = _number_series(state, batch.events, rules, semantics)
-    events = events.with_columns(log_time=log_time(pl.col("entry")), window=window_of(pl.col("event_time"), semantics.width))
-    events = judge(events, state.devices)
+    events = events.with_columns(
+        log_time=log_time(pl.col("entry")),
+        window=window_of(pl.col("event_time"), semantics.width),
+        running=running(events, state.devices),
+    )
     # Dead letters leave no trace in the aggregates, so none on their device either: they are no sign of life.
-    beyond = pl.col("running") - pl.col("event_time") > semantics.lateness_max
-    too_late = events.filter(beyond)
-    if too_late.height:
-        dead.append(dead_rows(too_late, "timestamp", TOO_LATE))
+    beyond = events["running"] - events["event_time"] > semantics.lateness_max
+    if beyond.any():
+        dead.append(dead_rows(events.filter(beyond), "timestamp", TOO_LATE))
         events = events.filter(~beyond)
     found: list[_Round] = []
     entries = batch.entries.with_columns(log_time=log_time(pl.col("entry")))
@@ -172,7 +178,7 @@ def step(state: State, batch: Batch, rules: Rules, semantics: Semantics) -> tupl
 def _take_rules(state: State, rules: Rules) -> tuple[State, pl.DataFrame]:
     """Swap the rules in where they are new; alerts that they no longer ask for are resolved."""
     if state.rules_version == rules.version:
-        return state, alerts.TRANSITIONS.to_frame()
+        return state, alerts.NO_TRANSITIONS
     bounds = rules.resolve(state.series)
     resolved, active = alerts.withdraw(state.active, bounds)
     series = state.series.drop("guard_upper", "guard_lower").join(anomalies.guards(bounds), on="series", how="left", maintain_order="left")
@@ -186,17 +192,23 @@ def _number_series(
 
     Events of series that are not known even then are set aside: the dead letters.
     """
-    names, looked_up = list(SERIES_NAMES), ("series", "device_number", "guard_upper", "guard_lower")
-    numbered = events.join(state.series.select(*names, *looked_up), on=names, how="left", maintain_order="left")
+    numbered = _looked_up(events, state.series)
     if not numbered["series"].null_count():
         return state, numbered, []
     before = state.devices
     if (new := cardinality.taken(numbered, state.series, before, semantics)).height:
         state = _registered(state, new, rules)
-        numbered = events.join(state.series.select(*names, *looked_up), on=names, how="left", maintain_order="left")
+        numbered = _looked_up(events, state.series)
     if not numbered["series"].null_count():
         return state, numbered, []
     return state, numbered.filter(pl.col("series").is_not_null()), cardinality.aside(numbered, before, semantics)
+
+
+def _looked_up(events: pl.DataFrame, series: pl.DataFrame) -> pl.DataFrame:
+    """Events with what is known of their series. Of devices that sent nothing none is looked at: a join costs by what it may find."""
+    known = series[[*SERIES_NAMES, "series", "device_number", "guard_upper", "guard_lower"]]
+    known = known.filter(pl.col("device").is_in(events["device"].unique().implode()))
+    return events.join(known, on=list(SERIES_NAMES), how="left", maintain_order="left")
 
 
 def _registered(state: State, new: pl.DataFrame, rules: Rules) -> State:
@@ -218,12 +230,8 @@ def _cuts(events: pl.DataFrame, entries: pl.DataFrame, state: State, semantics: 
 
     Only a batch that spans more log time than `idle_after` can have one.
     """
-    none = pl.DataFrame(schema={"partition": pl.Int32(), "entry": pl.Int64()})
-    if entries.is_empty():
-        return none
-    spans = entries.group_by("partition").agg(pl.col("log_time").max() - pl.col("log_time").min())
-    if spans["log_time"].max() <= semantics.idle_after:
-        return none
+    if entries.is_empty() or entries["log_time"].max() - entries["log_time"].min() <= semantics.idle_after:
+        return NO_CUTS
     arrivals = events.select("partition", "device_number", "entry", "log_time")
     arrivals = arrivals.unique(["device_number", "entry"], keep="first", maintain_order=True)
     gap = pl.col("log_time") - pl.col("log_time").shift(1).over("device_number")
@@ -263,12 +271,9 @@ def _advance(state: State, rows: pl.DataFrame, entries: pl.DataFrame, semantics:
     devices = close_early(devices, closings[0], semantics)
     open_windows = _except(state.windows, closings[0])
 
-    watermark = pl.max_horizontal(pl.col("running") - semantics.disorder, "closed_to")
-    rows = of_device(rows, devices, "closed_to").with_columns(
-        is_late=pl.col("window") + semantics.width <= watermark, lateness=watermark - pl.col("event_time")
-    )
-    late = rows.filter("is_late")
-    on_time = rows.filter(~pl.col("is_late")) if late.height else rows
+    watermark = pl.max_horizontal(pl.col("running") - semantics.disorder, devices["closed_to"][rows["device_number"]])
+    rows = rows.with_columns(is_late=pl.col("window") + semantics.width <= watermark, lateness=watermark - pl.col("event_time"))
+    late, on_time = (rows.filter("is_late"), rows.filter(~rows["is_late"])) if rows["is_late"].any() else (rows.clear(), rows)
 
     counts = on_time.group_by("device_number", "window").agg(rows=pl.len())
     open_windows = pl.concat([open_windows, counts]).group_by("device_number", "window").agg(pl.col("rows").sum())
@@ -276,8 +281,8 @@ def _advance(state: State, rows: pl.DataFrame, entries: pl.DataFrame, semantics:
     closings.append(passed(open_windows, devices, moves, semantics))
     open_windows = _except(open_windows, closings[1])
 
-    now = entries.group_by("partition").agg(now=pl.col("log_time").max())
-    devices = devices.join(now, on="partition", how="left", maintain_order="left")
+    newest = entries.group_by("partition").agg(pl.col("entry").max(), now=pl.col("log_time").max())
+    devices = devices.join(newest[["partition", "now"]], on="partition", how="left", maintain_order="left")
     closings.append(silent(open_windows, devices, "now", semantics))
     devices = close_early(devices, closings[2], semantics)
     open_windows = _except(open_windows, closings[2])
@@ -287,15 +292,15 @@ def _advance(state: State, rows: pl.DataFrame, entries: pl.DataFrame, semantics:
         devices = close_early(devices, closings[3], semantics)
         open_windows = _except(open_windows, closings[3])
 
-    breaches = anomalies.event_samples(rows, state.bounds, state.active, state.newest_times)
-    flagged = anomalies.first_of_each(breaches.filter(pl.col("level") >= 1), state.open, state.bounds)
+    breaches, flagged = anomalies.of_events(rows, state.open, state.series, state.bounds, state.active)
 
-    open_rows = pl.concat([state.open, on_time.select(list(OPEN_ROWS))], rechunk=False)
-    closing = pl.concat(closings)
-    state = replace(state, devices=devices.select(list(DEVICES)), windows=open_windows, positions=_moved(state.positions, entries))
-    summaries = SUMMARIES.to_frame()
+    open_rows = state.open.vstack(on_time[list(OPEN_ROWS)])
+    closing = stacked(closings)
+    positions = {**state.positions, **dict(zip(newest["partition"], newest["entry"], strict=True))}
+    state = replace(state, devices=devices[list(DEVICES)], windows=open_windows, positions=positions)
+    summaries = NO_SUMMARIES
     if closing.height:
-        is_closed = (open_rows["window"] <= last_closed(devices, closing).gather(open_rows["device_number"])).fill_null(False)
+        is_closed = (open_rows["window"] <= last_closed(devices, closing)[open_rows["device_number"]]).fill_null(False)
         closed, open_rows = open_rows.filter(is_closed), open_rows.filter(~is_closed)
         summaries = summarise(closed, closing, state.series, semantics)
         state = replace(state, series=_remember(state.series, summaries))
@@ -305,10 +310,10 @@ def _advance(state: State, rows: pl.DataFrame, entries: pl.DataFrame, semantics:
         open_rows = open_rows.rechunk()
     state = replace(state, open=open_rows)
     of_windows = anomalies.window_samples(summaries, state.bounds, semantics.width)
-    samples = pl.concat([breaches, of_windows]).filter(~pl.col("stale"))
-    transitions, active = alerts.evaluate(samples.select(list(alerts.SAMPLES)), state.active)
+    samples = stacked([breaches, of_windows])
+    transitions, active = alerts.evaluate(samples.filter(~samples["stale"])[list(alerts.SAMPLES)], state.active)
     state = replace(state, active=active)
-    flagged = pl.concat([flagged, of_windows.filter(pl.col("level") >= 1)]) if of_windows.height else flagged
+    flagged = stacked([flagged, of_windows.filter(pl.col("level") >= 1)]) if of_windows.height else flagged
     return state, _Round(summaries, late, flagged, transitions)
 
 
@@ -316,11 +321,6 @@ def _except(open_windows: pl.DataFrame, closings: pl.DataFrame) -> pl.DataFrame:
     if closings.is_empty():
         return open_windows
     return open_windows.join(closings, on=["device_number", "window"], how="anti", maintain_order="left")
-
-
-def _moved(positions: Mapping[int, int], entries: pl.DataFrame) -> dict[int, int]:
-    newest = entries.group_by("partition").agg(pl.col("entry").max())
-    return {**positions, **dict(newest.iter_rows())}
 
 
 def _remember(series: pl.DataFrame, summaries: pl.DataFrame) -> pl.DataFrame:
@@ -340,13 +340,13 @@ def _named(state: State, found: list[_Round], dead: list[pl.DataFrame], withdraw
     """Put names to numbers."""
     if not found:
         return Output(transitions=withdrawn)
-    summaries, flagged, late = (pl.concat([getattr(one, name) for one in found]) for name in ("summaries", "flagged", "late"))
+    summaries, flagged, late = (stacked([getattr(one, name) for one in found]) for name in ("summaries", "flagged", "late"))
     return Output(
-        aggregates=_aggregate_rows(summaries, state.series) if summaries.height else AGGREGATES.to_frame(),
-        anomalies=_anomaly_rows(flagged, state.series, version) if flagged.height else ANOMALIES.to_frame(),
-        late=_with_names(late, state.series).select(list(LATE)) if late.height else LATE.to_frame(),
-        dead_letters=pl.concat(dead),
-        transitions=pl.concat([withdrawn, *(one.transitions for one in found)]),
+        aggregates=_aggregate_rows(summaries, state.series) if summaries.height else NO_AGGREGATES,
+        anomalies=_anomaly_rows(flagged, state.series, version) if flagged.height else NO_ANOMALIES,
+        late=_with_names(late, state.series).select(list(LATE)) if late.height else NO_LATE,
+        dead_letters=stacked(dead),
+        transitions=stacked([withdrawn, *(one.transitions for one in found)]),
     )
 
 
@@ -357,7 +357,7 @@ def _aggregate_rows(summaries: pl.DataFrame, series: pl.DataFrame) -> pl.DataFra
 
 def _with_names(rows: pl.DataFrame, series: pl.DataFrame) -> pl.DataFrame:
     numbers = rows["series"]
-    return rows.with_columns(series[name].gather(numbers) for name in ("partition", *SERIES_NAMES))
+    return rows.with_columns(series[name][numbers] for name in ("partition", *SERIES_NAMES))
 
 
 def _anomaly_rows(flagged: pl.DataFrame, series: pl.DataFrame, version: int) -> pl.DataFrame:

@@ -7,6 +7,8 @@ so ids order like Redis orders them, and fit a Delta `txn` version.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import polars as pl
 
 SEQUENCE_BITS = 20  # 2**20 entries a millisecond and partition; 2**43 ms last until the year 2248
@@ -110,3 +112,12 @@ ANOMALIES = pl.Schema(
     }
 )
 DEAD_ROWS = pl.Schema({"partition": pl.Int32(), "entry": pl.Int64(), **DEAD_LETTERS})
+
+# Frames without rows, made once: making one costs as much as a join of two.
+NO_AGGREGATES, NO_LATE, NO_ANOMALIES, NO_DEAD_ROWS = (schema.to_frame() for schema in (AGGREGATES, LATE, ANOMALIES, DEAD_ROWS))
+
+
+def stacked(frames: Sequence[pl.DataFrame]) -> pl.DataFrame:
+    """One or more frames of one schema, one below the other; those without rows cost nothing."""
+    filled = [frame for frame in frames if frame.height]
+    return pl.concat(filled) if len(filled) > 1 else filled[0] if filled else frames[0]

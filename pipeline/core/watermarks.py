@@ -19,26 +19,27 @@ DEVICES = pl.Schema(
 WINDOWS = pl.Schema({"device_number": pl.UInt32(), "window": pl.Int64(), "rows": pl.UInt32()})
 # Windows that close: `newest` and `arrived` are their device's at that moment; recovery reads them back from the lake.
 CLOSINGS = pl.Schema({"device_number": pl.UInt32(), "window": pl.Int64(), "newest": pl.Int64(), "arrived": pl.Int64()})
+NO_CLOSINGS = CLOSINGS.to_frame()
 
 
 def of_device(frame: pl.DataFrame, devices: pl.DataFrame, *columns: str) -> pl.DataFrame:
     """`frame` with columns of the device that each row's `device_number` names: a look-up by place, no join."""
     numbers = frame["device_number"]
-    return frame.with_columns(devices[column].gather(numbers) for column in columns)
+    return frame.hstack([devices[column][numbers] for column in columns])
 
 
 def numbered(devices: pl.DataFrame) -> pl.DataFrame:
     """`devices` with the number of each, as a column to join on."""
-    return devices.with_columns(device_number=pl.int_range(devices.height, dtype=pl.UInt32, eager=True))
+    return devices.with_row_index("device_number")
 
 
-def judge(rows: pl.DataFrame, devices: pl.DataFrame) -> pl.DataFrame:
-    """Add `running`: the newest event time of each row's device up to and including that row.
+def running(rows: pl.DataFrame, devices: pl.DataFrame) -> pl.Expr:
+    """The newest event time of each row's device up to and including that row.
 
     A row is late by the watermark before it; using the one after it is the same, as no row lies behind itself.
     """
-    before = devices["newest"].gather(rows["device_number"])
-    return rows.with_columns(running=pl.max_horizontal(pl.col("event_time").cum_max().over("device_number"), before))
+    before = devices["newest"][rows["device_number"]]
+    return pl.max_horizontal(pl.col("event_time").cum_max().over("device_number"), before)
 
 
 def strides(rows: pl.DataFrame, semantics: Semantics) -> pl.DataFrame:
@@ -67,25 +68,22 @@ def silent(windows: pl.DataFrame, devices: pl.DataFrame, at: str, semantics: Sem
 
     A silent device's windows close as if its event time had moved on with the log since it sent its last row.
     """
-    if windows.is_empty():
-        return CLOSINGS.to_frame()
-    silence = pl.col(at) - pl.col("arrived")
-    quiet = (silence > semantics.idle_after) & (pl.col("arrived") != NEVER)
-    if not devices.select(quiet.any()).item():
-        return CLOSINGS.to_frame()
-    passed = pl.col("newest") + silence - semantics.disorder
-    closing = of_device(windows, devices, "newest", "arrived", at).filter(quiet & (pl.col("window") + semantics.width <= passed))
-    return closing.select(list(CLOSINGS))
+    silence = devices[at] - devices["arrived"]
+    quiet = (silence > semantics.idle_after) & (devices["arrived"] != NEVER)
+    if windows.is_empty() or not quiet.any():
+        return NO_CLOSINGS
+    passed = (devices["newest"] + silence - semantics.disorder).zip_with(quiet, pl.Series([None], dtype=pl.Int64))
+    ends = windows["window"] + semantics.width
+    return of_device(windows.filter(ends <= passed[windows["device_number"]]), devices, "newest", "arrived").select(list(CLOSINGS))
 
 
 def passed(windows: pl.DataFrame, devices: pl.DataFrame, moves: pl.DataFrame, semantics: Semantics) -> pl.DataFrame:
     """The open windows that their device's event time has passed, each with the row that did it, as its strides tell."""
-    end = (pl.col("window") + semantics.width).floordiv(semantics.width)
-    closing = of_device(windows, devices, "newest").with_columns(passed=end)
-    closing = closing.filter(pl.col("passed") <= (pl.col("newest") - semantics.disorder).floordiv(semantics.width))
-    if closing.is_empty():
-        return CLOSINGS.to_frame()
-    first = closing.drop("newest").sort("passed").join_asof(
+    due = windows["window"] + semantics.width <= (devices["newest"] - semantics.disorder)[windows["device_number"]]
+    if not due.any():
+        return NO_CLOSINGS
+    closing = windows.filter(due).with_columns(passed=(pl.col("window") + semantics.width).floordiv(semantics.width))
+    first = closing.sort("passed").join_asof(
         moves.sort("passed"), on="passed", by="device_number", strategy="forward", check_sortedness=False
     )
     return first.select("device_number", "window", newest="running", arrived="first")
@@ -104,7 +102,7 @@ def last_closed(devices: pl.DataFrame, closings: pl.DataFrame) -> pl.Series:
     Windows of a device close in their order, so that this parts all its rows into those that are closed and those still open.
     """
     last = closings.group_by("device_number").agg(pl.col("window").max())
-    return numbered(devices).select("device_number").join(last, on="device_number", how="left", maintain_order="left")["window"]
+    return numbered(devices[["device"]]).join(last, on="device_number", how="left", maintain_order="left")["window"]
 
 
 def heaviest(windows: pl.DataFrame, devices: pl.DataFrame, semantics: Semantics) -> pl.DataFrame:

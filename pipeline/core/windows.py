@@ -43,6 +43,8 @@ SUMMARIES = pl.Schema(
     }
 )
 
+NO_SUMMARIES = SUMMARIES.to_frame()
+
 
 def window_of(event_time: pl.Expr, width: int) -> pl.Expr:
     """The start of the window that an event time falls into."""
@@ -63,7 +65,7 @@ def summarise(closed: pl.DataFrame, closings: pl.DataFrame, series: pl.DataFrame
     if not repeats.is_empty():
         rows = rows.filter("kept")
     summaries = _statistics(rows)
-    summaries = summaries.with_columns(series[name].gather(summaries["series"]) for name in ("partition", "device_number"))
+    summaries = summaries.hstack([series[name][summaries["series"]] for name in ("partition", "device_number")])
     summaries = summaries.join(closings, on=["device_number", "window"], how="left", maintain_order="left")
     counted = rows.filter(pl.col("counter_bits") > 0)["series"].unique()
     if not counted.is_empty():
@@ -111,7 +113,7 @@ def _statistics(rows: pl.DataFrame, *more: pl.Expr, quantiles: bool = True) -> p
 
 def _with_steps(rows: pl.DataFrame, series: pl.DataFrame, semantics: Semantics) -> pl.DataFrame:
     same = pl.col("series") == pl.col("series").shift(1)
-    rows = rows.with_columns(series[name].gather(rows["series"]) for name in ("before_value", "before_exact", "before_time"))
+    rows = rows.hstack([series[name][rows["series"]] for name in ("before_value", "before_exact", "before_time")])
     rows = rows.with_columns(
         pl.when(same).then(pl.col(column).shift(1)).otherwise(pl.col(f"before_{name}")).alias(f"before_{name}")
         for name, column in (("value", "value"), ("exact", "exact"), ("time", "event_time"))
