@@ -18,7 +18,7 @@ def main() -> None:
         "half_load": lambda say: delays.half_load(options.load or _capacity(results, say), say),
         "recovery": delays.recovery,
         "backlog": lambda say: delays.backlog(options.repeats, say),
-        "scaling": lambda say: cost.scaling(1, say),
+        "scaling": lambda say: cost.scaling(min(options.repeats, 3), say),
         "queries": delays.queries,
         "series": lambda say: series.memory(1, say),
     }

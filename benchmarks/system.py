@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import httpx
@@ -67,6 +68,11 @@ class System(Stack):
             if self.client.xinfo_groups(stream)[0]["last-delivered-id"] != self.client.xinfo_stream(stream)["last-generated-id"]:
                 return False
         return True
+
+    def wait_at_rest(self) -> None:
+        """Until all that came is read, and what could be made of it is committed."""
+        eventually(self.read_up, DRAINED_SECONDS_MAX, "all is read")
+        time.sleep(2 * self.settings.commit_interval_ms / 1000)
 
     def close_windows(self, workload: Workload) -> None:
         """Let the workload's last windows close."""

@@ -22,6 +22,7 @@ START_MS = 1_767_225_600_000  # 2026-01-01, a multiple of a minute
 STEP_MS = 10_000
 WINDOW_MS = 60_000
 INTERFACES = 8
+BODY_EVENTS = 1000
 THRESHOLDS = {"in_octets_rate": 9.0e8, "out_octets_rate": 9.0e8, "in_errors": 100.0, "cpu_pct": 90.0, "latency_ms": 200.0}
 METRICS = list(THRESHOLDS)
 CONTENT_TYPES = {"json": "application/json", "arrow": "application/vnd.apache.arrow.stream"}
@@ -79,7 +80,7 @@ class Workload:
         columns = {name: pl.Series(texts).gather(codes[order]) for name, (texts, codes) in names.items()}
         return pl.DataFrame({**columns, "value": np.rint(value * 100)[order] / 100, "timestamp": timestamp[order]})
 
-    def bodies(self, form: str, each: int = 1000) -> list[bytes]:
+    def bodies(self, form: str, each: int = BODY_EVENTS) -> list[bytes]:
         """The events as HTTP bodies of `each`: "json" arrays, or "arrow" streams with dictionary columns."""
         return [self._body(form, self.events.slice(start, each)) for start in range(0, self.events.height, each)]
 

@@ -110,8 +110,10 @@ def evaluate(samples: pl.DataFrame, active: pl.DataFrame) -> tuple[pl.DataFrame,
 
 def withdraw(active: pl.DataFrame, bounds: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame]:
     """(TRANSITIONS, ACTIVE after) when the rules change: what no rule asks of its series any more is resolved."""
+    if active.is_empty():
+        return NO_TRANSITIONS, active
     key = ["rule", "series"]
-    gone = active.join(bounds.select(key), on=key, how="anti", maintain_order="left")
-    kept = active.join(bounds.select(key), on=key, how="semi", maintain_order="left")
+    gone = active.join(bounds[key], on=key, how="anti", maintain_order="left")
+    kept = active.join(bounds[key], on=key, how="semi", maintain_order="left")
     resolved = gone.filter("firing").with_columns(phase=pl.lit("resolved"), entry=pl.lit(None, pl.Int64)).select(list(TRANSITIONS))
     return resolved, kept

@@ -71,8 +71,8 @@ OPEN_CHUNKS_MAX = 32
 class Batch:
     """What was read: events and dead letters in stream order, and every entry they came in, ticks included."""
 
-    events: pl.DataFrame = field(default_factory=BATCH_EVENTS.to_frame)
-    entries: pl.DataFrame = field(default_factory=ENTRIES.to_frame)  # sorted by partition, entry
+    events: pl.DataFrame = field(default_factory=BATCH_EVENTS.to_frame().clone)
+    entries: pl.DataFrame = field(default_factory=ENTRIES.to_frame().clone)  # sorted by partition, entry
     dead_letters: pl.DataFrame = field(default_factory=NO_DEAD_ROWS.clone)
 
 
@@ -81,16 +81,18 @@ class State:
     """All that a worker knows between two steps. `positions`: the last entry applied, per partition held."""
 
     positions: Mapping[int, int] = field(default_factory=dict)
-    series: pl.DataFrame = field(default_factory=SERIES.to_frame)
-    devices: pl.DataFrame = field(default_factory=DEVICES.to_frame)
-    windows: pl.DataFrame = field(default_factory=WINDOWS.to_frame)
-    open: pl.DataFrame = field(default_factory=OPEN_ROWS.to_frame)
-    active: pl.DataFrame = field(default_factory=alerts.ACTIVE.to_frame)
-    bounds: pl.DataFrame = field(default_factory=BOUNDS.to_frame)
-    rules_version: int = 0
+    series: pl.DataFrame = field(default_factory=SERIES.to_frame().clone)
+    devices: pl.DataFrame = field(default_factory=DEVICES.to_frame().clone)
+    windows: pl.DataFrame = field(default_factory=WINDOWS.to_frame().clone)
+    open: pl.DataFrame = field(default_factory=OPEN_ROWS.to_frame().clone)
+    active: pl.DataFrame = field(default_factory=alerts.ACTIVE.to_frame().clone)
+    bounds: pl.DataFrame = field(default_factory=BOUNDS.to_frame().clone)
+    rules_version: int = 0  # -1: bounds are to be resolved anew at the next step
 
     def with_partition(self, other: State) -> State:
         """This state and that of partitions it does not have yet. Numbers of series and devices are moved apart."""
+        if not self.positions:
+            return replace(other, rules_version=-1)
         series = pl.col("series") + self.series.height
         device = pl.col("device_number") + self.devices.height
         return replace(
@@ -101,7 +103,7 @@ class State:
             windows=pl.concat([self.windows, other.windows.with_columns(device)]),
             open=pl.concat([self.open, other.open.with_columns(series, device)]),
             active=pl.concat([self.active, other.active.with_columns(series)]),
-            rules_version=-1,  # bounds are resolved anew at the next step
+            rules_version=-1,
         )
 
     def without_partition(self, partition: int) -> State:
@@ -325,15 +327,10 @@ def _except(open_windows: pl.DataFrame, closings: pl.DataFrame) -> pl.DataFrame:
 
 def _remember(series: pl.DataFrame, summaries: pl.DataFrame) -> pl.DataFrame:
     """`series` with the last sample of each that had a window closed. `summaries` are by series and window."""
-    last_of_series = (pl.col("series") != pl.col("series").shift(-1)).fill_null(True)
-    newest = summaries.filter(last_of_series).select("series", "last", "last_exact", "last_time")
-    joined = series.join(newest, on="series", how="left", maintain_order="left")
-    has = pl.col("last_time").is_not_null()
-    return joined.with_columns(
-        before_value=pl.when(has).then("last").otherwise("before_value"),
-        before_exact=pl.when(has).then("last_exact").otherwise("before_exact"),
-        before_time=pl.when(has).then("last_time").otherwise("before_time"),
-    ).select(list(SERIES))
+    newest = summaries.filter((pl.col("series") != pl.col("series").shift(-1)).fill_null(True))
+    columns = {"before_value": "last", "before_exact": "last_exact", "before_time": "last_time"}
+    # `scatter` changes in place, so it is given a copy.
+    return series.with_columns(series[old].clone().scatter(newest["series"], newest[new]) for old, new in columns.items())
 
 
 def _named(state: State, found: list[_Round], dead: list[pl.DataFrame], withdrawn: pl.DataFrame, version: int) -> Output:

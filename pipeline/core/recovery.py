@@ -11,7 +11,7 @@ from typing import NamedTuple
 import polars as pl
 
 from pipeline.core.batch import SERIES, Batch, State
-from pipeline.core.schema import SERIES_NAMES, log_time
+from pipeline.core.schema import SERIES_NAMES, log_time, stacked
 from pipeline.core.semantics import NEVER, Semantics
 from pipeline.core.setaside import without_refused
 from pipeline.core.watermarks import DEVICES, WINDOWS, numbered
@@ -60,7 +60,7 @@ def recover(
     watermark = pl.max_horizontal(pl.col("newest") - semantics.disorder, "closed_to")
     open_rows = events.join(times, on="device", maintain_order="left").filter(pl.col("window") + semantics.width > watermark)
     # A series whose events all came too late is none that is known.
-    known = pl.concat([last_rows.select(names), open_rows.select(names), active.select(names)]).unique(maintain_order=True)
+    known = stacked([last_rows[names], open_rows[names], active[names]]).unique(maintain_order=True)
     devices = (
         known.select("device").unique(maintain_order=True)  # also one of which nothing is known but an alert
         .join(times, on="device", how="left", maintain_order="left")
@@ -69,12 +69,12 @@ def recover(
     )  # fmt: skip
     series = (
         known.with_columns(partition=pl.lit(partition, pl.Int32), series=pl.int_range(known.height, dtype=pl.UInt32, eager=True))
-        .join(numbered(devices).select("device", "device_number"), on="device", maintain_order="left")
+        .join(numbered(devices)[["device", "device_number"]], on="device", maintain_order="left")
         .join(last_rows, on=names, how="left", maintain_order="left")
         .with_columns(before_value="last", before_exact="last_exact", before_time="last_time", guard_upper=None, guard_lower=None)
         .select(pl.col(name).cast(dtype) for name, dtype in SERIES.items())
     )
-    open_rows = open_rows.join(series.select("series", "device_number", *names), on=names, maintain_order="left").select(list(OPEN_ROWS))
+    open_rows = open_rows.join(series[["series", "device_number", *names]], on=names, maintain_order="left")[list(OPEN_ROWS)]
     return State(
         positions={partition: position},
         series=series,
@@ -95,14 +95,11 @@ def active_of(alerts: pl.DataFrame, state: State) -> pl.DataFrame:
 
 def _device_times(last_rows: pl.DataFrame, events: pl.DataFrame, semantics: Semantics) -> pl.DataFrame:
     """device, newest, arrived, closed_to (null: never) of each device with a row or an event."""
-    in_lake = last_rows.group_by("device").agg(pl.col("newest").max(), pl.col("arrived").max(), pl.col("closed_to").max())
-    newest = (
-        pl.concat([in_lake.select("device", "newest"), events.select("device", newest="event_time")])
-        .group_by("device")
-        .agg(pl.col("newest").max())
-    )
+    in_lake = last_rows[["device", "newest", "arrived", "closed_to"]]
+    newest = stacked([in_lake[["device", "newest"]], events.select("device", newest="event_time")])
+    newest = newest.group_by("device").agg(pl.col("newest").max())
     # Rows that came too late became dead letters and left no trace on their device.
     events = events.join(newest, on="device").filter(pl.col("newest") - pl.col("event_time") <= semantics.lateness_max)
-    arrived = events.select("device", arrived="log_time")
-    arrived = pl.concat([in_lake.select("device", "arrived"), arrived]).group_by("device").agg(pl.col("arrived").max())
-    return newest.join(arrived, on="device", how="left").join(in_lake.select("device", "closed_to"), on="device", how="left")
+    arrived = events.select("device", arrived="log_time", closed_to=pl.lit(None, pl.Int64))
+    arrived = stacked([in_lake.drop("newest"), arrived]).group_by("device").agg(pl.col("arrived", "closed_to").max())
+    return newest.join(arrived, on="device", how="left")
