@@ -54,9 +54,7 @@ def as_names(state: State, made: dict[str, list[pl.DataFrame]], holdings: Mappin
     return _cast(state, made, holdings, pl.String(), pl.Categorical())
 
 
-def _cast(
-    state: State, made: dict[str, list[pl.DataFrame]], holdings: Mapping[int, Holding], old: pl.DataType, new: pl.DataType
-) -> State:
+def _cast(state: State, made: dict[str, list[pl.DataFrame]], holdings: Mapping[int, Holding], old: pl.DataType, new: pl.DataType) -> State:
     def other(frame: pl.DataFrame, schema: pl.Schema) -> pl.DataFrame:
         columns = [name for name, dtype in schema.items() if dtype == pl.Categorical() and frame.schema[name] == old]
         return frame.with_columns(pl.col(columns).cast(new))

@@ -454,4 +454,3 @@ class MemoryLake:
             for partition, count in rows.group_by("partition").len().iter_rows():
                 found[partition] = found.get(partition, 0) + count
         return found
-

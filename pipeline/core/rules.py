@@ -239,7 +239,6 @@ class _Reader:
             tuple(self.scope(self.mapping(item, place, scope_keys), place, scope) for place, item in places),
         )
 
-
     def limits(self, value: Any, path: tuple) -> Limits:
         """The part about admission; what is not said is as by default."""
         given = self.mapping(value, path, ("fair", "closed", "memory_share_max", "calm", "device_events_per_second_min", "priority"))
