@@ -7,9 +7,11 @@ on types (a value that is no number, a tag that is no string) are the decoder's;
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import numpy as np
 import polars as pl
 
 from pipeline.core.kinds import KINDS, Patterns, counter_bits_of
@@ -38,7 +40,7 @@ RAW = pl.Schema(
 NAMES = ("device", "interface", "metric", "tags")
 
 OLDEST_US = 946_684_800_000_000  # 2000-01-01T00:00:00Z: anything before is a clock that was never set
-CONTROL = r"[\x00-\x1f\x7f-\x9f\u2028\u2029]"
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 
 _TAG_CHARS = 32  # of JSON for each character that a name may have: key and value, all of them escaped, and more than enough of blanks
 
@@ -77,6 +79,7 @@ RULES = (
 )  # fmt: skip
 _RULE = {rule: number for number, rule in enumerate(RULES)}
 REFUSED = pl.Schema({"body": pl.UInt32(), "index": pl.UInt32()} | dict(DEAD_LETTERS))
+NO_REFUSED = REFUSED.to_frame()
 
 
 def validate(raw: Coded, received_at_us: int, limits: Limits) -> Validated:
@@ -96,7 +99,7 @@ def validate(raw: Coded, received_at_us: int, limits: Limits) -> Validated:
     tags, tag_rules = _canonical_tags(raw.names.get("tags"), limits)
     checks = _checks(rows, raw.names, tag_rules, received_at_us, limits)
     if not checks:
-        return Validated(_events(rows, {**raw.names, "tags": tags}, limits), REFUSED.to_frame())
+        return Validated(_events(rows, {**raw.names, "tags": tags}, limits), NO_REFUSED)
     rows = rows.with_columns(rule=pl.coalesce(checks))
     good = rows.filter(pl.col("rule").is_null()).drop("rule")
     bad = rows.filter(pl.col("rule").is_not_null())
@@ -144,53 +147,45 @@ def _name_rules(names: pl.Series, field: str, limits: Limits) -> pl.Series:
     """Per distinct name the number of the rule it fails, or null."""
     name = pl.col("name")
     rule = pl.when(name.str.len_chars() > limits.name_chars_max).then(_RULE[field, "too_long"])
-    rule = rule.when(name.str.contains(CONTROL)).then(_RULE[field, "control_character"])
+    rule = rule.when(name.str.contains(_CONTROL.pattern)).then(_RULE[field, "control_character"])
     if field != "interface":
         rule = rule.when(name == "").then(_RULE[field, "missing"])
     return names.alias("name").to_frame().select(rule.cast(pl.UInt8)).to_series()
+
+
+def _odd(texts: list[str], limits: Limits) -> bool:
+    """Whether any of the names fails a rule, or is blank, which an interface's may be."""
+    return "" in texts or max(map(len, texts), default=0) > limits.name_chars_max or _CONTROL.search("".join(texts)) is not None
 
 
 def _checks(rows: pl.DataFrame, names: dict[str, pl.Series], tags: pl.Series | None, received_at_us: int, limits: Limits) -> list[pl.Expr]:
     """Per rule that some row fails, an expression that gives its number in those rows and null in others, in the order of RULES."""
     latest = received_at_us + limits.future_skew_max_us
     time, value = pl.col("event_time"), pl.col("value")
-    held = value.is_not_null() | pl.col("exact").is_not_null() if "exact" in rows.columns else value.is_not_null()
-    listed = pl.lit(pl.concat([names[field] for field in ("device", "interface", "metric") if field in names]))
-    facts = rows.select(  # one pass tells which rules need a look at each row: mostly none
-        pl.col("device").has_nulls().alias("device"),
-        pl.col("metric").has_nulls().alias("metric"),
-        held.all().alias("held"),
-        value.is_finite().all().alias("finite"),
-        time.has_nulls().alias("untimed"),
-        time.min().alias("oldest"),
-        time.max().alias("newest"),
-        (listed.str.len_bytes() > limits.name_chars_max).any().alias("long"),
-        (listed == "").any().alias("blank"),
-        listed.str.contains(CONTROL).any().alias("control"),
-    ).row(0, named=True)
-    odd_names = facts["long"] or facts["blank"] or facts["control"]
+    values, times = rows["value"], rows["event_time"]  # a glance at these tells which rules need a look at each row: mostly none
+    odd_names = _odd([text for field in ("device", "interface", "metric") if field in names for text in names[field].to_list()], limits)
     checks: list[pl.Expr] = []
 
     def check(failed: pl.Expr, field: str, reason: str) -> None:
         checks.append(pl.when(failed).then(pl.lit(_RULE[field, reason], pl.UInt8)))
 
     for field in ("device", "interface", "metric"):
-        if field != "interface" and facts[field]:
+        if field != "interface" and rows[field].null_count():
             check(pl.col(field).is_null(), field, "missing")
         if odd_names and field in names and (rules := _name_rules(names[field], field, limits)).null_count() < len(rules):
             checks.append(pl.lit(rules).gather(pl.col(field)))
         if field == "device" and "permitted" in rows.columns and rows["permitted"].not_().any():
             check(pl.col("permitted").not_(), field, "not_permitted")
-    if not facts["held"]:
-        check(~held, "value", "missing")
-    if facts["finite"] is False:
+    if values.null_count():
+        check(value.is_null() & pl.col("exact").is_null() if "exact" in rows.columns else value.is_null(), "value", "missing")
+    if not np.isfinite(values.to_numpy()).all():  # a null is none
         check(value.is_nan(), "value", "not_finite")
         check(value.is_infinite(), "value", "out_of_range")
-    if facts["untimed"]:
+    if times.null_count():
         check(time.is_null(), "timestamp", "bad_timestamp")
-    if facts["oldest"] is not None and facts["oldest"] < OLDEST_US:
+    if (oldest := times.min()) is not None and oldest < OLDEST_US:
         check(time < OLDEST_US, "timestamp", "too_old")
-    if facts["newest"] is not None and facts["newest"] > latest:
+    if (newest := times.max()) is not None and newest > latest:
         check(time > latest, "timestamp", "future")
     if "kind" in rows.columns:
         check(pl.col("kind").is_in(list(KINDS)).not_(), "kind", "bad_kind")
@@ -200,27 +195,33 @@ def _checks(rows: pl.DataFrame, names: dict[str, pl.Series], tags: pl.Series | N
 
 
 def _events(rows: pl.DataFrame, names: dict[str, pl.Series], limits: Limits) -> Coded:
-    bits = counter_bits_of(names["metric"].to_list(), limits.counter_metrics)
-    known = pl.lit(bits).gather(pl.col("metric")) if bits.len() else pl.lit(0, pl.UInt8)
-    if "kind" in rows.columns:
-        widths = [(name, width) for name, width in KINDS.items() if width is not None]
-        told = pl.col("kind").replace_strict(dict(widths), default=None, return_dtype=pl.UInt8)
-        counter = pl.when(known == 0).then(pl.lit(64, pl.UInt8)).otherwise(known)
-        known = pl.when(pl.col("kind") == "counter").then(counter).otherwise(pl.coalesce(told, known))
-    names, columns = dict(names), [pl.col("body", "index", "device"), pl.col("metric"), known.alias("counter_bits").cast(pl.UInt8)]
+    names, columns = dict(names), {name: rows[name] for name in rows.columns}
+    columns["counter_bits"] = _counter_bits(rows, names["metric"], limits)
     for field in ("interface", "tags"):
-        if field not in rows.columns:
+        if field not in columns:
             names[field] = pl.Series([""], dtype=pl.String)
-            columns.append(pl.lit(0, pl.UInt32).alias(field))
-        elif rows[field].null_count():
+            columns[field] = pl.Series(np.zeros(rows.height, np.uint32))
+        elif columns[field].null_count():
             names[field], blank = _with_blank(names[field])
-            columns.append(pl.col(field).fill_null(pl.lit(blank, pl.UInt32)))
-        else:
-            columns.append(pl.col(field))
-    exact = pl.col("exact") if "exact" in rows.columns else pl.lit(None, pl.UInt64).alias("exact")
-    value = pl.coalesce("value", pl.col("exact").cast(pl.Float64)) if "exact" in rows.columns else pl.col("value")
+            columns[field] = columns[field].fill_null(blank)
+    if "exact" in columns:
+        columns["value"] = columns["value"].zip_with(columns["value"].is_not_null(), columns["exact"].cast(pl.Float64))
+    else:
+        columns["exact"] = pl.Series([None], dtype=pl.UInt64).new_from_index(0, rows.height)
     order = ("body", "index", "device", "interface", "metric", "tags", "counter_bits", "value", "exact", "event_time")
-    return Coded(rows.select(*columns, value, exact, "event_time").select(order), names)
+    return Coded(pl.DataFrame([columns[name].alias(name) for name in order]), names)
+
+
+def _counter_bits(rows: pl.DataFrame, metrics: pl.Series, limits: Limits) -> pl.Series:
+    """By what the row says of its kind, else by its metric's name."""
+    known = counter_bits_of(metrics.to_list(), limits.counter_metrics)[rows["metric"]]
+    if "kind" not in rows.columns:
+        return known
+    widths = {name: width for name, width in KINDS.items() if width is not None}
+    told = pl.col("kind").replace_strict(widths, default=None, return_dtype=pl.UInt8)
+    counter = pl.when(known == 0).then(pl.lit(64, pl.UInt8)).otherwise(known)
+    bits = pl.when(pl.col("kind") == "counter").then(counter).otherwise(pl.coalesce(told, known))
+    return rows.select(bits.alias("counter_bits")).to_series()
 
 
 def _with_blank(names: pl.Series) -> tuple[pl.Series, int]:
