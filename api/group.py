@@ -198,6 +198,8 @@ class Names:
 
     @cached_property
     def dictionary(self) -> pa.Array:
+        if len(self) <= _SMALL_ROWS:
+            return pa.array(self.texts, pa.string())
         return self._series.to_arrow(compat_level=pl.CompatLevel.oldest()).cast(pa.string())
 
 
