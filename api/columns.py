@@ -110,8 +110,10 @@ def _encoded(texts: pa.Array | pa.ChunkedArray) -> tuple[pl.Series, pl.Series]:
 
 def _microseconds(milliseconds: pl.Series) -> pl.Series:
     """Epoch milliseconds as Int64 microseconds; a null stays one."""
-    told = milliseconds.to_numpy()  # nulls as NaN
-    times = pl.Series("event_time", np.rint(np.nan_to_num(told, nan=0.0) * 1000).clip(-_FAR_US, _FAR_US).astype(np.int64))
+    told = milliseconds.to_numpy()
+    if milliseconds.null_count():
+        told = np.nan_to_num(told, nan=0.0)  # a null comes as NaN
+    times = pl.Series("event_time", np.rint(told * 1000).clip(-_FAR_US, _FAR_US).astype(np.int64))
     return times.set(milliseconds.is_null(), None) if milliseconds.null_count() else times
 
 
@@ -141,19 +143,27 @@ def _from_events(lists: list[list[Event]]) -> tuple[list[pl.Series], dict[str, p
     events = [event for events in lists for event in events] if len(lists) > 1 else lists[0]
     columns, names = [], {}
     for field in ("device", "interface", "metric"):
-        texts = pa.array([getattr(event, field) for event in events], pa.string())
-        codes, names[field] = _encoded(texts)
+        codes, names[field] = _numbered([getattr(event, field) for event in events])
         columns.append(codes.alias(field))
     tags = [event.tags for event in events]
     if any(tags):
         order = msgspec.json.Encoder(order="sorted").encode
-        codes, names["tags"] = _encoded(pa.array([order(each).decode() if each else "" for each in tags], pa.string()))
+        codes, names["tags"] = _numbered([order(each).decode() if each else "" for each in tags])
         columns.append(codes.alias("tags"))
     kinds = [event.kind for event in events]
     if any(kind is not None for kind in kinds):
         columns.append(pl.Series("kind", kinds, dtype=pl.String))
     values, lost = _values(events)
     return [*columns, *values, *_times([event.timestamp for event in events])], names, lost
+
+
+def _numbered(texts: list[str | None]) -> tuple[pl.Series, pl.Series]:
+    """As `_encoded`, of texts that are Python's already."""
+    places: dict[str | None, int] = {}
+    codes = [places.setdefault(text, len(places)) for text in texts]
+    if None in places:
+        return _encoded(pa.array(texts, pa.string()))
+    return pl.Series(codes, dtype=pl.UInt32), pl.Series(list(places), dtype=pl.String)
 
 
 def _values(events: list[Event]) -> tuple[list[pl.Series], Lost]:
