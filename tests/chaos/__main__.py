@@ -41,14 +41,19 @@ def main(arguments: list[str] | None = None) -> int:
     began, results = time.monotonic(), []
     folder = Path(tempfile.mkdtemp(prefix="telemetry-chaos-"))
     obstacles = _obstacles(folder)
-    for leg in chosen:
-        tell(f"-- leg {leg.number}: {leg.profile}")
-        results.append(run(leg, folder / f"leg-{leg.number}", obstacles, tell))
-        tell(f"-- leg {leg.number}: {'FAILED ' + str(results[-1].verdict.wrong()) if failed(results[-1]) else 'ok'}")
-        for finding in results[-1].verdict.findings:
-            tell("\n".join(lines_of(finding, results[-1])))
-        if failed(results[-1]) and not args.keep_going:
-            break
+    stopped = False
+    try:
+        for leg in chosen:
+            tell(f"-- leg {leg.number}: {leg.profile}")
+            results.append(run(leg, folder / f"leg-{leg.number}", obstacles, tell))
+            tell(f"-- leg {leg.number}: {'FAILED ' + str(results[-1].verdict.wrong()) if failed(results[-1]) else 'ok'}")
+            for finding in results[-1].verdict.findings:
+                tell("\n".join(lines_of(finding, results[-1])))
+            if failed(results[-1]) and not args.keep_going:
+                break
+    except KeyboardInterrupt:
+        stopped = True
+        tell("stopped; what follows is of the legs that ended")
     if not any(map(failed, results)):
         shutil.rmtree(folder, ignore_errors=True)
     seconds = time.monotonic() - began
@@ -56,7 +61,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(json.dumps(report.as_json(seed, results, seconds)))
     else:
         print(report.as_text(seed, results, seconds))
-    return 1 if any(map(failed, results)) else 0
+    return 1 if any(map(failed, results)) else 130 if stopped else 0
 
 
 def _parser() -> argparse.ArgumentParser:
