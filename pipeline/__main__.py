@@ -191,15 +191,14 @@ def _log_to_stderr(role: str, args: argparse.Namespace, settings: Settings, more
 def _run_role(name: str, role, args: argparse.Namespace, settings: Settings) -> int:
     """Run an object with run(), stop() and health until SIGTERM or SIGINT, and answer for it where a port is set for that."""
     from pipeline import ops
-    from pipeline.supervisor import die_with_parent
+    from pipeline.stops import die_with_parent, on_signal
 
     listener = ops.listener_of(settings) if args.metrics_fd is None else socket.socket(fileno=args.metrics_fd)
     if listener is not None:
         port = ops.serve(name, role.health, listener, getattr(role, "tells", lambda: False))
         if settings.metrics_port == 0:
             logging.getLogger(name).info("metrics: http://%s:%d/metrics", settings.metrics_host, port)
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: role.stop())
+    on_signal(role.stop)
     die_with_parent(role.stop)
     role.run()
     return 0
@@ -253,7 +252,7 @@ def _maintain(args: argparse.Namespace) -> int:
 def _ingest(args: argparse.Namespace) -> int:
     from api import requestid
     from api.app import serve
-    from pipeline.supervisor import die_with_parent
+    from pipeline.stops import die_with_parent
 
     settings = _with_redis(args)
     _log_to_stderr("ingest", args, settings, requestid.log_context)

@@ -14,7 +14,6 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -29,6 +28,7 @@ from pipeline.books import balance
 from pipeline.core.tokens import INGEST
 from pipeline.errors import Invalid, PipelineError, Unavailable
 from pipeline.settings import Settings, semantics_of
+from pipeline.stops import on_signal
 from pipeline.stores.alertlog import AlertReader
 from pipeline.stores.catalog import write_catalog
 from pipeline.stores.connection import connect, parse_id, stream_key
@@ -101,8 +101,7 @@ class Supervisor:
         tls_of(self._settings)  # what is wrong with it is said here, once
         listener = bind(self._settings) if "ingest" not in self._without else None
         try:
-            for number in (signal.SIGINT, signal.SIGTERM):
-                signal.signal(number, lambda *_: self._stopping.set())
+            on_signal(self._stopping.set)
             self._start_redis()
             Lake(self._settings.lake).create(semantics_of(self._settings), self._settings.partitions)
             write_catalog(self._data / "catalog.duckdb")
@@ -403,20 +402,3 @@ def answers_ready(process: Process) -> bool:
         return httpx.get(process.readyz, timeout=READY_ANSWER_SECONDS, verify=False).status_code == 200
     except httpx.HTTPError:
         return False
-
-
-def die_with_parent(stop: Callable[[], None]) -> None:
-    """In a role's process: stop when the supervisor that started it is gone, however it went."""
-    if parent := os.environ.get("PIPELINE_PARENT_PID"):
-        outlive_not(int(parent), stop)
-
-
-def outlive_not(parent: int, stop: Callable[[], None]) -> None:
-    """Call `stop` within a second of this process having another parent than this one."""
-
-    def watch() -> None:
-        while os.getppid() == parent:
-            time.sleep(1)
-        stop()
-
-    threading.Thread(target=watch, daemon=True, name="parent").start()

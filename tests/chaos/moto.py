@@ -12,7 +12,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterable
 
-from pipeline.supervisor import outlive_not
+from pipeline.stops import outlive_not
 
 
 class OneAtATime:

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 from pipeline.__main__ import main
-from pipeline.supervisor import outlive_not
+from pipeline.stops import outlive_not
 from tests.chaos.barriers import INSTALL, Barriers, watch_clock
 
 if __name__ == "__main__":

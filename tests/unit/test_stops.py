@@ -1,0 +1,25 @@
+"""A signal stops a process whatever its main thread is doing."""
+
+import subprocess
+import sys
+
+import pytest
+
+# The signal comes while the main thread holds the lock of the Event that it waits for: the moment is too short to be met by chance.
+SCRIPT = """
+import os, signal, sys, threading
+from pipeline.stops import on_signal
+
+stopping = threading.Event()
+on_signal(stopping.set)
+with stopping._cond:
+    os.kill(os.getpid(), getattr(signal, sys.argv[1]))
+    for _ in range(1000):
+        pass  # the handler has run by here
+sys.exit(0 if stopping.wait(10) else 1)
+"""
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT"])
+def test_a_signal_amid_a_wait_for_the_event_that_it_sets_stops_the_process(name):
+    assert subprocess.run([sys.executable, "-c", SCRIPT, name], timeout=60).returncode == 0
