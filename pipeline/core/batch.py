@@ -16,12 +16,10 @@ from pipeline.core import alerts, anomalies, cardinality, counters
 from pipeline.core.rules import BOUNDS, SEVERITIES, Rules
 from pipeline.core.schema import (
     AGGREGATES,
+    ANOMALIES,
     EVENTS,
     LATE,
-    NO_AGGREGATES,
-    NO_ANOMALIES,
     NO_DEAD_ROWS,
-    NO_LATE,
     SERIES_NAMES,
     log_time,
     stacked,
@@ -71,7 +69,7 @@ OPEN_CHUNKS_MAX = 32
 class Batch:
     """What was read: events and dead letters in stream order, and every entry they came in, ticks included."""
 
-    events: pl.DataFrame = field(default_factory=BATCH_EVENTS.to_frame().clone)
+    events: pl.DataFrame = field(default_factory=BATCH_EVENTS.to_frame)
     entries: pl.DataFrame = field(default_factory=ENTRIES.to_frame().clone)  # sorted by partition, entry
     dead_letters: pl.DataFrame = field(default_factory=NO_DEAD_ROWS.clone)
 
@@ -81,8 +79,8 @@ class State:
     """All that a worker knows between two steps. `positions`: the last entry applied, per partition held."""
 
     positions: Mapping[int, int] = field(default_factory=dict)
-    series: pl.DataFrame = field(default_factory=SERIES.to_frame().clone)
-    devices: pl.DataFrame = field(default_factory=DEVICES.to_frame().clone)
+    series: pl.DataFrame = field(default_factory=SERIES.to_frame)
+    devices: pl.DataFrame = field(default_factory=DEVICES.to_frame)
     windows: pl.DataFrame = field(default_factory=WINDOWS.to_frame().clone)
     open: pl.DataFrame = field(default_factory=OPEN_ROWS.to_frame().clone)
     active: pl.DataFrame = field(default_factory=alerts.ACTIVE.to_frame().clone)
@@ -132,9 +130,9 @@ class State:
 class Output:
     """Rows for the tables, and alert transitions. All in the order of the stream where it matters."""
 
-    aggregates: pl.DataFrame = field(default_factory=NO_AGGREGATES.clone)
-    anomalies: pl.DataFrame = field(default_factory=NO_ANOMALIES.clone)
-    late: pl.DataFrame = field(default_factory=NO_LATE.clone)
+    aggregates: pl.DataFrame = field(default_factory=AGGREGATES.to_frame)
+    anomalies: pl.DataFrame = field(default_factory=ANOMALIES.to_frame)
+    late: pl.DataFrame = field(default_factory=LATE.to_frame)
     dead_letters: pl.DataFrame = field(default_factory=NO_DEAD_ROWS.clone)
     transitions: pl.DataFrame = field(default_factory=alerts.NO_TRANSITIONS.clone)
 
@@ -339,9 +337,9 @@ def _named(state: State, found: list[_Round], dead: list[pl.DataFrame], withdraw
         return Output(transitions=withdrawn)
     summaries, flagged, late = (stacked([getattr(one, name) for one in found]) for name in ("summaries", "flagged", "late"))
     return Output(
-        aggregates=_aggregate_rows(summaries, state.series) if summaries.height else NO_AGGREGATES,
-        anomalies=_anomaly_rows(flagged, state.series, version) if flagged.height else NO_ANOMALIES,
-        late=_with_names(late, state.series).select(list(LATE)) if late.height else NO_LATE,
+        aggregates=_aggregate_rows(summaries, state.series) if summaries.height else AGGREGATES.to_frame(),
+        anomalies=_anomaly_rows(flagged, state.series, version) if flagged.height else ANOMALIES.to_frame(),
+        late=_with_names(late, state.series).select(list(LATE)) if late.height else LATE.to_frame(),
         dead_letters=stacked(dead),
         transitions=stacked([withdrawn, *(one.transitions for one in found)]),
     )

@@ -113,8 +113,9 @@ ANOMALIES = pl.Schema(
 )
 DEAD_ROWS = pl.Schema({"partition": pl.Int32(), "entry": pl.Int64(), **DEAD_LETTERS})
 
-# Frames without rows, made once: making one costs as much as a join of two.
-NO_AGGREGATES, NO_LATE, NO_ANOMALIES, NO_DEAD_ROWS = (schema.to_frame() for schema in (AGGREGATES, LATE, ANOMALIES, DEAD_ROWS))
+# A frame without rows is made once where it may be: making one costs as much as a join of two. Not one with names: for as long as
+# it is there, so is every name that was ever read (pipeline/names.py).
+NO_DEAD_ROWS = DEAD_ROWS.to_frame()
 
 
 def stacked(frames: Sequence[pl.DataFrame]) -> pl.DataFrame:
