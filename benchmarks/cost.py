@@ -60,7 +60,7 @@ def run(workload: Workload, bodies: list[bytes], form: str, answer=None, workers
             system.wait_committed(workload.events.height)
             whole = time.perf_counter() - began
             after = system.cpu_seconds()
-            parts = {name: (after[name] - before[name]) / workload.events.height * 1e6 for name in before}
+            parts = _per_million(before, after, workload.events.height)
             peak = system.peak_mb()
             if answer is not None:
                 write_catalog(folder / "data" / "catalog.duckdb")
@@ -76,19 +76,20 @@ def run(workload: Workload, bodies: list[bytes], form: str, answer=None, workers
 def _known_fleet(workload: Workload, bodies: list[bytes]) -> dict:
     """Cost of what comes after the first polls, when every series is known and as many windows close as open."""
     first = KNOWN_POLLS * workload.series // BODY_EVENTS
-    folder = Path(tempfile.mkdtemp())
-    try:
-        with System(folder) as system:
-            system.start(workers=2)
-            for part in (bodies[:first], bodies[first:]):
-                before = system.cpu_seconds()
-                post_all(system.port, part, CONTENT_TYPES["json"])
-                system.wait_at_rest()
-            events = (len(bodies) - first) * BODY_EVENTS
-            parts = {name: (seconds - before[name]) / events * 1e6 for name, seconds in system.cpu_seconds().items()}
-            return {"cpu": sum(parts.values()), "parts": parts, "peak_mb": system.peak_mb()}
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder, System(Path(folder)) as system:
+        system.start(workers=2)
+        post_all(system.port, bodies[:first], CONTENT_TYPES["json"])
+        system.wait_at_rest()
+        before = system.cpu_seconds()
+        post_all(system.port, bodies[first:], CONTENT_TYPES["json"])
+        system.wait_at_rest()
+        parts = _per_million(before, system.cpu_seconds(), workload.events.height - first * BODY_EVENTS)
+        return {"cpu": sum(parts.values()), "parts": parts, "peak_mb": system.peak_mb()}
+
+
+def _per_million(before: dict[str, float], after: dict[str, float], events: int) -> dict[str, float]:
+    """CPU seconds of each process per million events."""
+    return {name: (after[name] - before[name]) / events * 1e6 for name in before}
 
 
 def _middle(runs: list[dict]) -> dict:

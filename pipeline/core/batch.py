@@ -163,7 +163,7 @@ def step(state: State, batch: Batch, rules: Rules, semantics: Semantics) -> tupl
         events = events.filter(~beyond)
     found: list[_Round] = []
     entries = batch.entries.with_columns(log_time=log_time(pl.col("entry")))
-    cuts = _cuts(events, entries, state, semantics)
+    cuts = _cuts(events, entries, semantics)
     while not entries.is_empty():
         taken, entries = _next_round(entries, cuts, state, semantics)
         if entries.is_empty() and not found:
@@ -225,7 +225,7 @@ def _registered(state: State, new: pl.DataFrame, rules: Rules) -> State:
     return replace(state, series=series, devices=devices, bounds=pl.concat([state.bounds, bounds]))
 
 
-def _cuts(events: pl.DataFrame, entries: pl.DataFrame, state: State, semantics: Semantics) -> pl.DataFrame:
+def _cuts(events: pl.DataFrame, entries: pl.DataFrame, semantics: Semantics) -> pl.DataFrame:
     """Entries before which a round must end: a device comes back in them after a silence that began in this batch.
 
     Only a batch that spans more log time than `idle_after` can have one.

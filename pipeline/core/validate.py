@@ -126,13 +126,9 @@ def canonical_tags(text: str, limits: Limits) -> tuple[str, str | None]:
     words = [*tags, *tags.values()]
     if max(map(len, words)) > limits.name_chars_max:
         return "", "too_long"
-    if not all(_printable(word) for word in words):
+    if any(map(_CONTROL.search, words)):
         return "", "control_character"
     return canonical, None
-
-
-def _printable(word: str) -> bool:
-    return not any(c < " " or "\x7f" <= c <= "\x9f" or c in "\u2028\u2029" for c in word)
 
 
 def _canonical_tags(names: pl.Series | None, limits: Limits) -> tuple[pl.Series, pl.Series | None]:
