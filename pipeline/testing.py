@@ -172,6 +172,7 @@ class MemoryStreams:
             self._redis.accepted[partition] = accepted
         stream = self._redis.streams[partition]
         stream.last = max(stream.last, newest)  # ids must not run backwards
+        unopened = stream.opened != self._redis.incarnation(stream)
         stream.incarnation = stream.opened = current = self._redis.incarnation(stream)
 
         def unseen(entry: int) -> bool:
@@ -182,6 +183,9 @@ class MemoryStreams:
             return any(known and of != known and (of == current or of >> RUN_BITS >= known >> RUN_BITS) for known in beyond)
 
         moved = [entry for entry in stream.entries if unseen(entry)]
+        if moved and unopened:  # nobody has read of this incarnation: what came after them stays after them
+            later = [entry for entry in stream.entries if entry > moved[0] and stream.incarnations[entry] == current]
+            moved = sorted({*moved, *later})
         for number in moved:
             self._redis.add(stream, stream.entries.pop(number))
         stream.pending = [entry for entry in stream.pending if entry not in moved]

@@ -154,6 +154,33 @@ def test_entries_that_got_the_ids_of_forgotten_ones_are_moved_behind_them(world)
     assert [each.id for each in streams.peek(0, 0, 10)] == [first, entry.id]
 
 
+@pytest.mark.parametrize("again", [False, True])
+def test_what_came_after_them_stays_after_them(world, again):
+    """In the same incarnation, or in the one after another start: nobody has opened it, so nobody has read of it."""
+    token, first, stands = read_and_forgotten(world)
+    if again:
+        world.restart(0, world.saved(0))
+    last = world.append(events=b"later")
+    assert last > stands.position
+    streams = world.streams()
+    assert streams.open(0, token, AHEAD, stands.position, [stands], None).moved == 2
+    read = streams.read({0: token}, 10, {})[0]
+    assert [entry.events for entry in read] == [b"payload", b"payload", b"later"]
+    assert read[0].id == first and read[1].id > last
+    world.append()
+    assert streams.open(0, token, AHEAD, stands.position, [stands], None).moved == 0
+
+
+def test_what_may_have_been_read_is_not_moved_with_them(world):
+    """It came in an incarnation that was opened: a holder that was frozen since may have made rows of it."""
+    token, first, stands = read_and_forgotten(world)
+    streams = world.streams()
+    now = streams.open(0, token, AHEAD, first, [Stand(first, stands.incarnation)], None).incarnation
+    last = world.append(events=b"later")
+    assert streams.open(0, token, AHEAD, last, [Stand(first, now), stands], None).moved == 1
+    assert [entry.events for entry in streams.read({0: token}, 10, {})[0]] == [b"payload", b"later", b"payload"]
+
+
 def test_the_next_holder_moves_them_by_what_the_lake_says(world):
     """The tables stand in different incarnations: what one of them cannot have read is moved, and nothing else."""
     token, first, stands = read_and_forgotten(world)

@@ -30,13 +30,13 @@ class RedisWorld:
     def alertlog(self) -> AlertLog:
         return AlertLog(self.client)
 
-    def append(self, partition: int = 0) -> int:
+    def append(self, partition: int = 0, events: bytes = b"payload") -> int:
         """An entry of one event; its id. Unavailable where nobody has opened the stream."""
 
         async def run():
             appender = Appender(connect_async(self.stack.settings.redis_url, 5), 2, 300)
             try:
-                return await appender.append([Group(partition, b"payload", 1, b"", 0, ())])
+                return await appender.append([Group(partition, events, 1, b"", 0, ())])
             finally:
                 await appender.close()
 
@@ -98,8 +98,8 @@ class MemoryWorld:
     def alertlog(self) -> MemoryAlertLog:
         return MemoryAlertLog(self.redis)
 
-    def append(self, partition: int = 0) -> int:
-        return self.redis.append(partition, b"payload", 1)
+    def append(self, partition: int = 0, events: bytes = b"payload") -> int:
+        return self.redis.append(partition, events, 1)
 
     def expire(self, partition: int) -> None:
         del self.redis.leases[partition]

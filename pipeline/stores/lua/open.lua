@@ -6,7 +6,8 @@
 -- Reply: 1 where the stream or the group was made, the incarnation, how many entries were moved.
 -- A Redis that lost its memory, or the end of it, is behind these ids, and with a clock that is behind, too, it would give them
 -- again: such an entry would be taken for one that is counted already. So ids go on after the newest; and entries that got lower
--- ones before anybody was here to see to that are moved there.
+-- ones before anybody was here to see to that are moved there. What came after them follows, so that it stays after them; but only
+-- of an incarnation that nobody has opened, for of that nobody has read.
 local function group_exists()
   if redis.call('EXISTS', KEYS[2]) == 0 then return false end
   for _, group in ipairs(redis.call('XINFO', 'GROUPS', KEYS[2])) do
@@ -36,6 +37,7 @@ local function number_of(incarnation)
   return tonumber(string.match(incarnation, '^(%d+)-'))
 end
 local made, moved, current = 0, 0, incarnation(KEYS[3])
+local unopened = redis.call('HGET', KEYS[3], 'opened') ~= current
 local function later(one, than) -- of two incarnations; '0-0': none is known
   return than ~= '0-0' and one ~= than and (one == current or number_of(one) >= number_of(than))
 end
@@ -71,15 +73,24 @@ end
 if before(last_id(), ARGV[5]) then
   redis.call('XSETID', KEYS[2], ARGV[5])
 end
+local last, first = last_id(), nil -- of what is there; of what is moved
 redis.call('HSET', KEYS[3], 'incarnation', current, 'opened', current)
-for i = 6, #ARGV, 2 do -- at most those of one table are many: the others stand far behind
-  local from = '-'
+local function move_where(holds, from, to)
   repeat
-    local page = (ARGV[i + 1] == current or ARGV[i + 1] == '0-0') and {} or redis.call('XRANGE', KEYS[2], from, ARGV[i], 'COUNT', 100)
+    local page = redis.call('XRANGE', KEYS[2], from, to, 'COUNT', 100)
     for _, entry in ipairs(page) do
       from = '(' .. entry[1]
-      if unseen(entry[1], incarnation_of(entry[2])) then move(entry[1], entry[2]) end
+      if holds(entry[1], incarnation_of(entry[2])) then
+        first = first or entry[1]
+        move(entry[1], entry[2])
+      end
     end
   until #page == 0
+end
+for i = 6, #ARGV, 2 do -- at most those of one table are many: the others stand far behind
+  if ARGV[i + 1] ~= current and ARGV[i + 1] ~= '0-0' then move_where(unseen, '-', ARGV[i]) end
+end
+if first and unopened then
+  move_where(function(_, of) return of == current end, first, last)
 end
 return {made, current, moved}
