@@ -210,8 +210,8 @@ class Streams:
         """Make stream and group at the committed position where they are absent, and let ids go on after `newest`.
 
         `stands`: of each table, `aggregates` first, or of the holder's own state. Entries behind one of them that it cannot have read
-        are moved, in their order: they came after Redis had forgotten its last moments. `accepted`: events of this partition that the lake accounts
-        for; the books of a Redis that lost its memory start from it. None: the stream must be there, else Fenced.
+        are moved, in their order: they came after Redis had forgotten its last moments. `accepted`: events of this partition that the
+        lake accounts for; the books of a Redis that lost its memory start from it. None: the stream must be there, else Fenced.
         """
         arguments: list = [token, GROUP, format_id(position), "" if accepted is None else accepted, format_id(newest)]
         for stand in stands:

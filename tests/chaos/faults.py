@@ -28,6 +28,8 @@ BARRIER_SECONDS = 15  # an armed barrier that nobody comes to by then is disarme
 CLOCK_SECONDS = (3, 7, 20, 60, 240)  # how far clocks jump, either way
 REDIS_CLOCK_SECONDS = (2, 3, 5)  # a clock that goes back this far lengthens leases by as much
 LEAVE_SECONDS = 30
+JOIN_SECONDS = 30  # for a process to start, on a busy machine, and to get its share
+BENT_SECONDS = 15  # the object store is bent until a request has met it, but no longer than this
 FREE_BYTES_MAX = 16_384  # a disk with less is full
 
 
@@ -87,13 +89,18 @@ def alone(lock) -> Iterator[None]:
 _ROLE_OF = {barrier: role for role, barriers in profiles.BARRIERS.items() for barrier in barriers}
 
 
-def armed(arena: Arena, barrier: str, pid: int | None) -> dict:
-    """Arm a barrier and wait for the marker of whoever came to it; one at a time, so that no marker proves two faults."""
+def armed(
+    arena: Arena, barrier: str, pid: int | None, bring_about: Callable[[], object] = lambda: None, seconds: float = BARRIER_SECONDS
+) -> dict:
+    """Arm a barrier, do what brings somebody to it, and wait for the marker of whoever came.
+
+    One at a time, so that no marker proves two faults.
+    """
     with alone(arena.barrier_busy[barrier]):
-        return _armed(arena, barrier, pid)
+        return _armed(arena, barrier, pid, bring_about, seconds)
 
 
-def _armed(arena: Arena, barrier: str, pid: int | None) -> dict:
+def _armed(arena: Arena, barrier: str, pid: int | None, bring_about: Callable[[], object], seconds: float) -> dict:
     landed = arena.control / "landed"
     before = set(landed.glob(f"{barrier}@*"))
     arm = arena.control / "arm" / f"{barrier}@{pid or 'any'}"
@@ -104,7 +111,8 @@ def _armed(arena: Arena, barrier: str, pid: int | None) -> dict:
         return next((path for path in new if pid is None or path.name.startswith(f"{barrier}@{pid}-")), None)
 
     try:
-        return json.loads(wait(marker, BARRIER_SECONDS).read_text())
+        bring_about()
+        return json.loads(wait(marker, seconds).read_text())
     finally:
         arm.unlink(missing_ok=True)
 
@@ -147,11 +155,10 @@ def _kill_in_hand_over(arena: Arena, fault: Fault) -> str:
     """Of a worker that leaves, or of one that gives partitions to one that joins."""
     if fault.choice % 2:
         victim = choose(arena, fault)
-        arena.terminate(victim)
-        return _gone("hand_over", armed(arena, "hand_over", victim.pid))
+        return _gone("hand_over", armed(arena, "hand_over", victim.pid, lambda: arena.terminate(victim), LEAVE_SECONDS))
     joined = arena.join()
     try:
-        return _gone("hand_over", armed(arena, "hand_over", None))
+        return _gone("hand_over", armed(arena, "hand_over", None, seconds=JOIN_SECONDS))
     except Missed:
         arena.terminate(joined)
         raise
@@ -228,8 +235,14 @@ def _worker_leaves(arena: Arena, fault: Fault) -> str:
 def _worker_joins(arena: Arena, fault: Fault) -> str:
     """One worker more takes its share; then one of them leaves."""
     joined = arena.join()
+
+    def share() -> list[int] | None:
+        with contextlib.suppress(redis.RedisError, PipelineError):  # another fault may have Redis away for a moment
+            return arena.held_by_pid().get(joined.pid)
+        return None
+
     try:
-        held = wait(lambda: arena.held_by_pid().get(joined.pid), BARRIER_SECONDS)
+        held = wait(share, JOIN_SECONDS)
     except BaseException:
         arena.terminate(joined)
         raise
@@ -338,8 +351,12 @@ def _bend(arena: Arena, fault: Fault, how: str) -> str:
     with alone(arena.lake_busy):
         before = arena.store.bent[how]
         arena.store.bend(how, delay_seconds=0.5 + fault.choice % 20 / 10)
-        time.sleep(fault.pause_seconds)
-        arena.store.straighten()
+        try:
+            time.sleep(fault.pause_seconds)
+            with contextlib.suppress(Missed):
+                wait(lambda: arena.store.bent[how] > before, BENT_SECONDS)
+        finally:
+            arena.store.straighten()
         bent = arena.store.bent[how] - before
     if not bent:
         raise Missed("no request came by")
