@@ -254,14 +254,14 @@ class MemoryLeases:
         self._redis, self._owner, self._ttl_ms = redis, owner, ttl_ms
         self._wire = wire or Wire()
 
-    def heartbeat(self, *, leaving: bool = False) -> list[str]:
+    def heartbeat(self, *, leaving: bool = False) -> dict[str, int]:
         return self._wire.call(self._heartbeat, leaving)
 
-    def _heartbeat(self, leaving: bool) -> list[str]:
+    def _heartbeat(self, leaving: bool) -> dict[str, int]:
         now = self._redis.now_ms
         members = {name: min(at, now) for name, at in self._redis.members.items() if name != self._owner and at > now - self._ttl_ms}
         self._redis.members = members if leaving else {**members, self._owner: now}
-        return sorted(self._redis.members)
+        return {name: now - at for name, at in self._redis.members.items()}
 
     def holders(self, partitions: int) -> dict[int, str | None]:
         return self._wire.call(lambda: {p: held[1] if (held := self._redis.holder(p)) else None for p in range(partitions)})

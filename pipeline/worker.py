@@ -70,7 +70,7 @@ class Worker:
         self.health = Health(settings.progress_timeout_seconds, clock)
         self._committer = committer or ThreadPoolExecutor(1, "commit")
         self._commit: Future | None = None
-        self._committed_at = self._member_at = self._ticked_at = 0.0
+        self._committed_at = self._member_due = self._ticked_at = 0.0
         self._members = 1
         self._crowd = names.Crowd()
         self._entries_per_read = settings.read_entries_max
@@ -106,7 +106,8 @@ class Worker:
                     self._back_off(error)
                     continue
                 if not busy:
-                    self._stopping.wait(self._settings.poll_interval_ms / 1000)
+                    until_due = max(0.0, self._member_due - self._clock())
+                    self._stopping.wait(min(self._settings.poll_interval_ms / 1000, until_due))
             self.leave()
         finally:
             scheduler.shutdown(wait=False)
@@ -165,12 +166,15 @@ class Worker:
 
     def _membership(self) -> None:
         """Take and give back partitions, so that each live worker holds its fair share."""
-        if self._clock() - self._member_at < self._settings.lease_ms / 6000:
+        now, lease = self._clock(), self._settings.lease_ms / 1000
+        if now < self._member_due:
             return
-        self._member_at = self._clock()
-        workers = self._leases.heartbeat()
-        self._members = len(workers)
-        wanted = plan(self.name, workers, self._leases.tend(self._settings.partitions))
+        self._member_due = now + lease / 6
+        members, holders = self._leases.heartbeat(), self._leases.tend(self._settings.partitions)
+        if max(members.values()) > self._settings.lease_ms / 2 or not {None, *members}.issuperset(holders.values()):
+            self._member_due = now + lease / 60  # somebody is likely dead: what it holds is taken as soon as it is free
+        self._members = len(members)
+        wanted = plan(self.name, list(members), holders)
         # A lease that says it is ours but that we do not hold is of an earlier process of this name: it expires.
         if give := [partition for partition in wanted.release if partition in self._held]:
             self._hand_over(give)

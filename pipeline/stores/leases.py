@@ -30,11 +30,11 @@ class Leases:
         self._ttl_ms = ttl_ms
         self._scripts = Scripts(client)
 
-    def heartbeat(self, *, leaving: bool = False) -> list[str]:
-        """Say that this member lives (or leaves); the names of all that live, sorted."""
+    def heartbeat(self, *, leaving: bool = False) -> dict[str, int]:
+        """Say that this member lives (or leaves); all that live, and for how many ms each has been silent."""
         with translated():
-            members = self._scripts.call("heartbeat", [MEMBERS], [self._owner, self._ttl_ms, "0" if leaving else "1"])
-        return sorted(member.decode() for member in members)
+            told = self._scripts.call("heartbeat", [MEMBERS], [self._owner, self._ttl_ms, "0" if leaving else "1"])
+        return {member.decode(): int(silent_ms) for member, silent_ms in zip(told[::2], told[1::2], strict=True)}
 
     def holders(self, partitions: int) -> dict[int, str | None]:
         """Who holds each partition now; None: nobody."""
