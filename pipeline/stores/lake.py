@@ -12,6 +12,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime
+from itertools import chain
 from pathlib import Path
 from urllib.parse import unquote
 
@@ -24,7 +25,8 @@ from pipeline.core.schema import SERIES_NAMES, log_time
 from pipeline.core.semantics import NEVER, Semantics
 from pipeline.core.setaside import REFUSED, SERIES_LIMIT, series_of
 from pipeline.errors import Fenced, Invalid, Unavailable
-from pipeline.stores.tables import SCHEMAS, SERIES_TABLE, TABLES, rows_of
+from pipeline.stores.deltalog import Transactions
+from pipeline.stores.tables import SCHEMAS, SERIES_TABLE, SKIP_BY, TABLES, rows_of
 
 FORMAT = 1  # of the tables; another needs another lake
 SMALL_BYTES = 1 << 20  # of a file that had better be merged with others
@@ -48,6 +50,7 @@ class Lake:
         self._retries = commit_retries_max
         self._options = dict(storage_options or {}) or None
         self._handles: dict[str, DeltaTable] = {}
+        self._transactions: dict[str, Transactions] = {}
         self._still: tuple[str, ...] = ()  # tables that are read as they stood
 
     def standing_still(self) -> Lake:
@@ -75,7 +78,11 @@ class Lake:
                     mode="ignore",
                     partition_by=None if name == "series" else ["date"],
                     description=json.dumps(dict(made_with), sort_keys=True),
-                    configuration={"delta.checkpointInterval": "20", "delta.logRetentionDuration": "interval 1 days"},
+                    configuration={
+                        "delta.checkpointInterval": "20",
+                        "delta.logRetentionDuration": "interval 1 days",
+                        "delta.dataSkippingStatsColumns": SKIP_BY.get(name, ""),
+                    },
                     storage_options=self._options,
                 )
             except (DeltaError, OSError) as error:  # made by another process at the same moment
@@ -166,10 +173,16 @@ class Lake:
                 handle.update_incremental()
         return handle
 
-    def _positions(self, handle: DeltaTable, table: str, partitions: Iterable[int]) -> dict[int, int]:
+    def _txns(self, handle: DeltaTable, table: str, names: Iterable[str]) -> dict[str, int | None]:
         with self._reading(table):
-            found = {partition: handle.transaction_version(txn(partition)) for partition in partitions}
-        return {partition: -1 if version is None else version for partition, version in found.items()}
+            if table not in self._transactions:
+                self._transactions[table] = Transactions(self._uri(table), self._options)
+            return self._transactions[table].at(handle, names)
+
+    def _positions(self, handle: DeltaTable, table: str, partitions: Iterable[int]) -> dict[int, int]:
+        named = {partition: txn(partition) for partition in partitions}
+        found = self._txns(handle, table, named.values())
+        return {partition: -1 if found[name] is None else found[name] for partition, name in named.items()}
 
     def positions(self, table: str, partitions: Iterable[int]) -> dict[int, int]:
         """The committed position of each partition in a table; -1: none yet."""
@@ -177,10 +190,9 @@ class Lake:
 
     def stands(self, table: str, partitions: Iterable[int]) -> dict[int, Stand]:
         """The committed position of each partition in a table, and the incarnation of the stream that it is of."""
-        handle = self._refresh(table)
-        found = self._positions(handle, table, partitions)
-        with self._reading(table):
-            return {p: Stand(at, handle.transaction_version(incarnation_txn(p)) or 0) for p, at in found.items()}
+        handle, named = self._refresh(table), {partition: (txn(partition), incarnation_txn(partition)) for partition in partitions}
+        found = self._txns(handle, table, chain.from_iterable(named.values()))
+        return {p: Stand(-1 if found[at] is None else found[at], found[incarnation] or 0) for p, (at, incarnation) in named.items()}
 
     def commit(self, table: str, rows: pl.DataFrame, stands: Mapping[int, Stand], expected: Mapping[int, int]) -> None:
         """Commit rows and how far in the streams (by partition) they stand for, as one.
