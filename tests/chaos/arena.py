@@ -160,8 +160,8 @@ class Arena(Stack):
         try:
             yield
         finally:
-            if process.poll() is None:
-                with self._lock:
+            with self._lock:  # `poll` says None to one of two threads that ask at the same moment
+                if process.poll() is None:
                     self._doomed[process.pid] -= 1
 
     def terminate(self, process: subprocess.Popen) -> None:

@@ -125,6 +125,7 @@ def _kill_at(arena: Arena, fault: Fault, barrier: str) -> str:
         victim = choose(arena, fault)
         with arena.doom(victim):
             victim.kill()
+            victim.wait(5)
             found = armed(arena, barrier, None)
     elif _ROLE_OF[barrier] == "worker":
         found = armed(arena, barrier, choose(arena, fault).pid)
