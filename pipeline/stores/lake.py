@@ -17,7 +17,15 @@ from pathlib import Path
 from urllib.parse import unquote
 
 import polars as pl
-from deltalake import ColumnProperties, CommitProperties, DeltaTable, Transaction, WriterProperties, write_deltalake
+from deltalake import (
+    ColumnProperties,
+    CommitProperties,
+    DeltaTable,
+    PostCommitHookProperties,
+    Transaction,
+    WriterProperties,
+    write_deltalake,
+)
 from deltalake.exceptions import CommitFailedError, DeltaError, TableNotFoundError
 
 from pipeline.core.recovery import LAST_ROWS, Stand
@@ -30,6 +38,11 @@ from pipeline.stores.tables import SCHEMAS, SERIES_TABLE, SKIP_BY, TABLES, rows_
 
 FORMAT = 1  # of the tables; another needs another lake
 SMALL_BYTES = 1 << 20  # of a file that had better be merged with others
+# Every commit and every look lists the log. With a commit a second it is 86,400 entries long after a day, and a commit takes seconds;
+# nobody needs an entry that is older than the longest look.
+LOG_RETENTION_MINUTES = 10
+# Writers leave it to housekeeping to look for entries that are too old: that reads the whole list once more.
+_NO_CLEANUP = PostCommitHookProperties(cleanup_expired_logs=False)
 
 
 def txn(partition: int) -> str:
@@ -80,7 +93,7 @@ class Lake:
                     description=json.dumps(dict(made_with), sort_keys=True),
                     configuration={
                         "delta.checkpointInterval": "20",
-                        "delta.logRetentionDuration": "interval 1 days",
+                        "delta.logRetentionDuration": f"interval {LOG_RETENTION_MINUTES} minutes",
                         "delta.dataSkippingStatsColumns": SKIP_BY.get(name, ""),
                     },
                     storage_options=self._options,
@@ -208,14 +221,19 @@ class Lake:
             max_commit_retries=self._retries,
         )
         handle = self._handle(table)
-        if any(stands != expected[p] for p, stands in self._positions(handle, table, positions).items()):
+        try:
+            behind = self._positions(handle, table, positions) != {partition: expected[partition] for partition in positions}
+        except Unavailable:  # it was not used for so long that what it goes by was cleaned up
+            behind = True
+        if behind:
             handle = self._refresh(table)
         for attempt in range(3):
             self._compare(handle, table, positions, expected)
             try:
                 write_deltalake(
-                    handle, data, mode="append", commit_properties=properties, storage_options=self._options, writer_properties=_APPEND
-                )
+                    handle, data, mode="append", commit_properties=properties, post_commithook_properties=_NO_CLEANUP,
+                    storage_options=self._options, writer_properties=_APPEND,
+                )  # fmt: skip
                 return
             except CommitFailedError as error:  # another commit of one of these partitions came first, or it is ours
                 refused: Exception = error

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import time
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -21,7 +23,7 @@ from pipeline.errors import Fenced, Invalid, Unavailable
 from pipeline.stores.codec import EVENTS_ARROW, encode
 from pipeline.stores.connection import GROUP, books_key, stream_key
 from pipeline.stores.entries import to_batch
-from pipeline.stores.lake import Lake
+from pipeline.stores.lake import LOG_RETENTION_MINUTES, Lake
 from pipeline.stores.streams import Streams
 from pipeline.stores.tables import TABLES
 from pipeline.testing import MemoryLake, MemoryTables
@@ -164,6 +166,30 @@ def test_last_rows_are_the_same_with_and_without_the_series_table(lake):
         lake.checkpoint(table)
         lake.vacuum(table, 0)
     assert other(lake).last_rows([0], SEMANTICS)[0].sort(pl.col("device").cast(pl.String)).equals(plain)
+
+
+@pytest.mark.parametrize("looks", [False, True])
+def test_a_log_that_is_cut_is_short_and_costs_nobody_a_row(lake, looks):
+    """Not a reader, nor a writer, that had come to the table before all that was cut, and not who comes after."""
+    idle, reader = other(lake), other(lake)
+    rows, _ = rows_of()
+    idle.commit("aggregates", rows, {1: Stand(1, 1)}, {1: -1})
+    if looks:
+        idle.positions("aggregates", [1])
+    reader.last_rows([0], SEMANTICS)
+    for position in range(30):
+        lake.commit("aggregates", rows, {0: Stand(position + 1, 1)}, {0: position or -1})
+    entries = Path(lake.location, "aggregates", "_delta_log")
+    assert len(list(entries.iterdir())) > 30
+    for entry in entries.iterdir():
+        os.utime(entry, (0, time.time() - 60 * LOG_RETENTION_MINUTES - 1))
+    other(lake).checkpoint("aggregates")
+    assert len(list(entries.iterdir())) < 5
+    idle.commit("aggregates", rows, {1: Stand(2, 1)}, {1: 1})
+    for each in (reader, lake, other(lake)):
+        assert each.stands("aggregates", range(3)) == {0: Stand(30, 1), 1: Stand(2, 1), 2: Stand()}
+        assert each.last_rows([0], SEMANTICS)[0].height == 1
+        assert each.counts()["windows"] == 32 * rows.height
 
 
 def test_compaction_beside_a_writer_loses_nothing(lake):
