@@ -14,7 +14,6 @@ from contextlib import contextmanager
 from datetime import datetime
 from itertools import chain
 from pathlib import Path
-from urllib.parse import unquote
 
 import polars as pl
 from deltalake import (
@@ -34,6 +33,7 @@ from pipeline.core.semantics import NEVER, Semantics
 from pipeline.core.setaside import REFUSED, SERIES_LIMIT, series_of
 from pipeline.errors import Fenced, Invalid, Unavailable
 from pipeline.stores.deltalog import Transactions
+from pipeline.stores.filecounts import FileCounts, local_path
 from pipeline.stores.tables import SCHEMAS, SERIES_TABLE, SKIP_BY, TABLES, rows_of
 
 FORMAT = 1  # of the tables; another needs another lake
@@ -64,6 +64,7 @@ class Lake:
         self._options = dict(storage_options or {}) or None
         self._handles: dict[str, DeltaTable] = {}
         self._transactions: dict[str, Transactions] = {}
+        self._counts = FileCounts()
         self._still: tuple[str, ...] = ()  # tables that are read as they stood
 
     def standing_still(self) -> Lake:
@@ -71,7 +72,7 @@ class Lake:
         still = Lake(self.location, self._retries, self._options)
         for table in ("series", "aggregates"):
             still._handle(table)
-        still._still = ("series", "aggregates")
+        still._still, still._counts = ("series", "aggregates"), self._counts
         return still
 
     def create(self, semantics: Semantics, partitions: int) -> None:
@@ -306,8 +307,7 @@ class Lake:
     def _scan(self, files: list[str]) -> pl.LazyFrame:
         if not files:
             return SERIES_TABLE.to_frame().lazy()
-        local = [unquote(file.removeprefix("file://")) for file in files]
-        return pl.scan_parquet(local, storage_options=self._options, hive_partitioning=False)
+        return pl.scan_parquet([local_path(file) for file in files], storage_options=self._options, hive_partitioning=False)
 
     def refresh_series(self, semantics: Semantics) -> int:
         """Write the `series` table anew, as of the newest version of `aggregates`; the number of series."""
@@ -375,15 +375,7 @@ class Lake:
 
         Entries that something else wrote into a stream are dead letters, but no events: nobody accepted them.
         """
-        totals = self._collected(
-            "aggregates",
-            self._scan_table("aggregates").select(
-                aggregated=pl.col("count").filter(~pl.col("revision")).sum(),
-                late=pl.col("count").filter("revision").sum(),
-                repeated=pl.col("repeated").sum(),
-                windows=(~pl.col("revision")).sum(),
-            ),
-        )
+        totals = self._counted().select(pl.exclude("partition").sum())
         dead = self._collected("dead_letters", self._scan_table("dead_letters").filter(_ACCEPTED).select(pl.len())).item()
         anomalies = self._collected("anomalies", self._scan_table("anomalies").select(pl.len())).item()
         return {**totals.row(0, named=True), "dead_lettered": dead, "anomalies": anomalies}
@@ -391,11 +383,6 @@ class Lake:
     def counts_of(self, upto: Mapping[int, int], ahead: Mapping[int, Sequence[int]]) -> pl.DataFrame:
         """partition, aggregated, late, repeated, dead_lettered of these partitions. A dead letter of an entry beyond `upto`
         (partition -> entry), or of one that is `ahead`, is left out: who asks counts it elsewhere."""
-        rows = self._scan_table("aggregates").group_by("partition").agg(
-            aggregated=pl.col("count").filter(~pl.col("revision")).sum(),
-            late=pl.col("count").filter("revision").sum(),
-            repeated=pl.col("repeated").sum(),
-        )  # fmt: skip
         wanted = pl.LazyFrame({"partition": list(upto), "upto": list(upto.values())}, schema={"partition": pl.Int32, "upto": pl.Int64})
         places = [(partition, entry) for partition, ids in ahead.items() for entry in ids]
         elsewhere = pl.LazyFrame(places, schema={"partition": pl.Int32, "entry": pl.Int64}, orient="row")
@@ -404,8 +391,15 @@ class Lake:
             .join(wanted, on="partition").filter(pl.col("entry") <= pl.col("upto"))
             .join(elsewhere, on=["partition", "entry"], how="anti").group_by("partition").agg(dead_lettered=pl.len())
         )  # fmt: skip
+        rows = self._counted().drop("windows").lazy()
         counted = wanted.select("partition").join(rows, on="partition", how="left").join(dead, on="partition", how="left")
-        return self._collected("aggregates", counted.fill_null(0))
+        return self._collected("dead_letters", counted.fill_null(0))
+
+    def _counted(self) -> pl.DataFrame:
+        """COUNTED of `aggregates`."""
+        files = self._refresh("aggregates").file_uris()
+        with self._reading("aggregates"):
+            return self._counts.total(files, self._options)
 
     def sizes(self) -> dict[str, dict[str, int]]:
         """Of each table's newest version: version, files, small ones among them, rows, bytes."""
@@ -445,10 +439,10 @@ class Lake:
 
     def accounted(self, partitions: Iterable[int]) -> dict[int, int]:
         """Events of each partition that the tables account for."""
-        rows = self._scan_table("aggregates").group_by("partition").agg(pl.col("count").sum() + pl.col("repeated").sum())
+        rows = self._counted().select("partition", count=pl.sum_horizontal("aggregated", "late", "repeated"))
         dead = self._scan_table("dead_letters").filter(_ACCEPTED).group_by("partition").agg(pl.len().cast(pl.Int64).alias("count"))
-        both = pl.concat([rows, dead]).group_by("partition").agg(pl.col("count").sum())
-        found = dict(self._collected("aggregates", both).iter_rows())
+        both = pl.concat([rows, self._collected("dead_letters", dead)]).group_by("partition").agg(pl.col("count").sum())
+        found = dict(both.iter_rows())
         return {partition: found.get(partition, 0) for partition in partitions}
 
     def _collected(self, table: str, query: pl.LazyFrame) -> pl.DataFrame:
