@@ -34,13 +34,16 @@ class FileCounts:
         return whole.group_by("partition", maintain_order=True).agg(pl.exclude("partition").sum())
 
     def _read(self, files: list[str], options: Mapping[str, str] | None) -> None:
-        paths = {local_path(file): file for file in files}
-        rows = pl.scan_parquet(list(paths), storage_options=options, hive_partitioning=False, include_file_paths="file")
+        rows = scan(files, options, include_file_paths="file")
         found = rows.group_by("file", "partition").agg(**_COUNTS).collect().partition_by("file", as_dict=True, include_key=False)
-        for path, file in paths.items():
-            self._of[file] = found.get((path,), COUNTED.to_frame()).cast(COUNTED)
+        for file in files:
+            self._of[file] = found.get((_path(file),), COUNTED.to_frame()).cast(COUNTED)
 
 
-def local_path(uri: str) -> str:
-    """A file's URI as Polars takes it."""
+def scan(files: list[str], options: Mapping[str, str] | None, **more: str) -> pl.LazyFrame:
+    """The rows of files of a table (URIs, as Delta names them), whatever characters their names have."""
+    return pl.scan_parquet([_path(file) for file in files], storage_options=options, hive_partitioning=False, glob=False, **more)
+
+
+def _path(uri: str) -> str:
     return unquote(uri.removeprefix("file://"))

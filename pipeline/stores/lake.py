@@ -33,7 +33,7 @@ from pipeline.core.semantics import NEVER, Semantics
 from pipeline.core.setaside import REFUSED, SERIES_LIMIT, series_of
 from pipeline.errors import Fenced, Invalid, Unavailable
 from pipeline.stores.deltalog import Transactions
-from pipeline.stores.filecounts import FileCounts, local_path
+from pipeline.stores.filecounts import FileCounts, scan
 from pipeline.stores.tables import SCHEMAS, SERIES_TABLE, SKIP_BY, TABLES, rows_of
 
 FORMAT = 1  # of the tables; another needs another lake
@@ -130,6 +130,8 @@ class Lake:
         return found if isinstance(found, dict) else {}
 
     def _check_writable(self) -> None:
+        if {"[", "]"} & set(self.location):
+            raise Invalid(f"{self.location}: Delta cannot write under a name with a bracket: choose another --data")
         if "://" in self.location:
             return
         try:
@@ -307,7 +309,7 @@ class Lake:
     def _scan(self, files: list[str]) -> pl.LazyFrame:
         if not files:
             return SERIES_TABLE.to_frame().lazy()
-        return pl.scan_parquet([local_path(file) for file in files], storage_options=self._options, hive_partitioning=False)
+        return scan(files, self._options)
 
     def refresh_series(self, semantics: Semantics) -> int:
         """Write the `series` table anew, as of the newest version of `aggregates`; the number of series."""

@@ -15,7 +15,7 @@ from tests.properties.test_step import SEMANTICS
 
 @pytest.fixture
 def lake(tmp_path):
-    made = Lake(str(tmp_path / "lake of ours"))  # a name that a URI writes otherwise
+    made = Lake(str(tmp_path / "a lake (of ours)"))  # a name that a URI writes otherwise
     made.create(SEMANTICS, 4)
     return made
 

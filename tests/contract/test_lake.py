@@ -211,6 +211,8 @@ def test_a_folder_that_cannot_be_written_is_said_in_one_line(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(Invalid, match="cannot write to"):
         Lake(str(tmp_path / "file" / "lake")).create(SEMANTICS, 4)
+    with pytest.raises(Invalid, match="Delta cannot write under a name with a bracket: choose another --data"):
+        Lake(str(tmp_path / "lake [2]")).create(SEMANTICS, 4)
 
 
 def test_old_days_expire(lake):
