@@ -172,8 +172,9 @@ class MemoryStreams:
             self._redis.accepted[partition] = accepted
         stream = self._redis.streams[partition]
         stream.last = max(stream.last, newest)  # ids must not run backwards
-        unopened = stream.opened != self._redis.incarnation(stream)
-        stream.incarnation = stream.opened = current = self._redis.incarnation(stream)
+        current = self._redis.incarnation(stream)
+        unopened = stream.opened != current
+        stream.incarnation = stream.opened = current
 
         def unseen(entry: int) -> bool:
             of = stream.incarnations[entry]

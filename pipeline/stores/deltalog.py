@@ -1,7 +1,7 @@
 """What writers of a Delta table wrote down beside their rows: the newest `txn` action of each name, at the version of a handle.
 
 `DeltaTable.transaction_version` looks through the log since its last checkpoint for every name it is asked for: for sixteen
-partitions half of the cost of a commit, and on object storage as many round trips. Here commits are read from the newest
+partitions a third of the cost of a commit, and on object storage as many round trips. Here commits are read from the newest
 back, each once, until all names have been met; in a table that one writes to all the time, that is one commit.
 """
 
