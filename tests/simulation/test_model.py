@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import os
 import random
+import re
+import subprocess
+import sys
 
 from tests.simulation import machine
-from tests.simulation.__main__ import run
 from tests.simulation.powercuts import PowerCuts
+from tests.simulation.schedules import chunk_of, run
 
 SCHEDULES = 100
 
@@ -28,3 +31,18 @@ def test_any_schedule_of_faults_ends_as_the_oracle_says():
     machine.faults_seen.clear()
     run(seed, SCHEDULES)
     assert {"crash", "lost", "refused", "clock", "kill", "series limit"} <= machine.faults_seen.keys(), machine.faults_seen
+
+
+def test_the_command_says_how_many_ended_as_they_must():
+    command = [sys.executable, "-m", "tests.simulation", "--schedules", "3", "--seed", "3", "--jobs", "2"]
+    told = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120).stdout
+    assert re.search(r"^seed 3: .*\n3 schedules, .*: all ended as they must; .*\d clock", told), told
+
+
+def test_a_schedule_that_ends_wrong_is_told_with_its_steps(monkeypatch):
+    def wrong(self) -> None:
+        raise AssertionError("a row too many")
+
+    monkeypatch.setattr(machine.Machine, "_judge", wrong)
+    count, _, told = chunk_of(3, 1, power_cuts=False)
+    assert count == 1 and "a row too many" in told and "state.teardown()" in told

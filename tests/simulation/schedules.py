@@ -1,0 +1,34 @@
+"""Schedules of faults from a seed, and what came of them."""
+
+from __future__ import annotations
+
+import traceback
+from collections import Counter
+
+from hypothesis import HealthCheck, Phase, settings
+from hypothesis import seed as seeded
+from hypothesis.stateful import run_state_machine_as_test
+
+from tests.simulation import machine
+from tests.simulation.powercuts import PowerCuts
+
+STEPS = 30
+
+
+def run(seed: int, schedules: int, kind: type[machine.Machine] = machine.Machine) -> None:
+    """So many schedules from a seed. Any error: one of them ended wrong, and the falsifying steps are printed."""
+    chosen = settings(
+        max_examples=schedules, stateful_step_count=STEPS, deadline=None, database=None, phases=[Phase.generate],
+        suppress_health_check=list(HealthCheck), print_blob=True,
+    )  # fmt: skip
+    run_state_machine_as_test(seeded(seed)(type("Schedules", (kind,), {})), settings=chosen)
+
+
+def chunk_of(seed: int, schedules: int, power_cuts: bool) -> tuple[int, Counter[str], str]:
+    """(schedules, faults that landed in them, what went wrong and the steps that led there: empty if nothing did)."""
+    machine.faults_seen.clear()
+    try:
+        run(seed, schedules, PowerCuts if power_cuts else machine.Machine)
+    except Exception as error:
+        return schedules, Counter(), "".join(traceback.format_exception(error))
+    return schedules, Counter(machine.faults_seen), ""
