@@ -6,7 +6,7 @@ import polars as pl
 
 from pipeline.core.alerts import SAMPLES, level
 from pipeline.core.rules import STATISTICS
-from pipeline.core.schema import stacked
+from pipeline.core.schema import marked, stacked
 
 BREACHES = pl.Schema(
     {
@@ -45,12 +45,12 @@ def of_events(
     anomalies, but no alert goes by them.
     """
     beyond = (rows["value"] > rows["guard_upper"]) | (rows["value"] < rows["guard_lower"])
-    concerned = pl.concat([rows["series"].filter(beyond), active["series"]]).unique()
-    samples = rows.filter(pl.col("series").is_in(concerned.implode())) if concerned.len() else rows.clear()
+    concerned = pl.concat([rows["series"].filter(beyond), active["series"]])
+    samples = rows.filter(marked(concerned, series.height)[rows["series"]]) if concerned.len() else rows.clear()
     if samples.is_empty():
         return NO_BREACHES, NO_BREACHES
-    of_these = pl.col("series").is_in(samples["series"].unique().implode())
-    earlier, bounds = earlier.filter(of_these), bounds.filter(of_these & pl.col("event"))
+    of_these = marked(samples["series"], series.height)
+    earlier, bounds = earlier.filter(of_these[earlier["series"]]), bounds.filter(of_these[bounds["series"]] & bounds["event"])
     on_time = pl.when(~pl.col("is_late")).then("event_time").cum_max().over("series")
     newest = pl.max_horizontal("newest_time", series["before_time"][samples["series"]], on_time)
     samples = (

@@ -22,6 +22,7 @@ from pipeline.core.schema import (
     NO_DEAD_ROWS,
     SERIES_NAMES,
     log_time,
+    marked,
     stacked,
 )
 from pipeline.core.semantics import NEVER, Semantics
@@ -207,7 +208,8 @@ def _number_series(
 def _looked_up(events: pl.DataFrame, series: pl.DataFrame) -> pl.DataFrame:
     """Events with what is known of their series. Of devices that sent nothing none is looked at: a join costs by what it may find."""
     known = series[[*SERIES_NAMES, "series", "device_number", "guard_upper", "guard_lower"]]
-    known = known.filter(pl.col("device").is_in(events["device"].unique().implode()))
+    sent, devices = events["device"].to_physical(), known["device"].to_physical()
+    known = known.filter(marked(sent, 1 + max(sent.max() or 0, devices.max() or 0))[devices])
     return events.join(known, on=list(SERIES_NAMES), how="left", maintain_order="left")
 
 

@@ -122,3 +122,11 @@ def stacked(frames: Sequence[pl.DataFrame]) -> pl.DataFrame:
     """One or more frames of one schema, one below the other; those without rows cost nothing."""
     filled = [frame for frame in frames if frame.height]
     return pl.concat(filled) if len(filled) > 1 else filled[0] if filled else frames[0]
+
+
+def marked(numbers: pl.Series, count: int) -> pl.Series:
+    """Of the numbers from 0 to `count` - 1, which are among `numbers`: a Boolean for each, to be looked up by place.
+
+    `marks[column]` says of each row what `column.is_in(numbers)` does, for half of what that costs.
+    """
+    return pl.Series([False]).new_from_index(0, count).scatter(numbers, True)

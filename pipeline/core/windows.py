@@ -10,7 +10,7 @@ from __future__ import annotations
 import polars as pl
 
 from pipeline.core import counters
-from pipeline.core.schema import STATISTICS
+from pipeline.core.schema import STATISTICS, marked
 from pipeline.core.semantics import Semantics
 
 OPEN_ROWS = pl.Schema(
@@ -67,9 +67,9 @@ def summarise(closed: pl.DataFrame, closings: pl.DataFrame, series: pl.DataFrame
     summaries = _statistics(rows)
     summaries = summaries.hstack([series[name][summaries["series"]] for name in ("partition", "device_number")])
     summaries = summaries.join(closings, on=["device_number", "window"], how="left", maintain_order="left")
-    counted = rows.filter(pl.col("counter_bits") > 0)["series"].unique()
+    counted = rows["series"].filter(rows["counter_bits"] > 0)
     if not counted.is_empty():
-        of_counters = rows.filter(pl.col("series").is_in(counted.implode()))
+        of_counters = rows.filter(marked(counted, series.height)[rows["series"]])
         summaries = _with_increase(summaries, _with_steps(of_counters, series, semantics))
     if repeats.is_empty():
         summaries = summaries.with_columns(repeated=pl.lit(0, pl.UInt32))
