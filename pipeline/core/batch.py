@@ -20,10 +20,12 @@ from pipeline.core.schema import (
     EVENTS,
     LATE,
     NO_DEAD_ROWS,
+    PLACE,
     SERIES_NAMES,
     log_time,
     marked,
     stacked,
+    without_rows,
 )
 from pipeline.core.semantics import NEVER, Semantics
 from pipeline.core.setaside import TOO_LATE, dead_rows
@@ -338,10 +340,11 @@ def _named(state: State, found: list[_Round], dead: list[pl.DataFrame], withdraw
     if not found:
         return Output(transitions=withdrawn)
     summaries, flagged, late = (stacked([getattr(one, name) for one in found]) for name in ("summaries", "flagged", "late"))
+    nowhere = state.series[list(PLACE)].clear()
     return Output(
-        aggregates=_aggregate_rows(summaries, state.series) if summaries.height else AGGREGATES.to_frame(),
-        anomalies=_anomaly_rows(flagged, state.series, version) if flagged.height else ANOMALIES.to_frame(),
-        late=_with_names(late, state.series).select(list(LATE)) if late.height else LATE.to_frame(),
+        aggregates=_aggregate_rows(summaries, state.series) if summaries.height else without_rows(AGGREGATES, nowhere),
+        anomalies=_anomaly_rows(flagged, state.series, version) if flagged.height else without_rows(ANOMALIES, nowhere),
+        late=_with_names(late, state.series).select(list(LATE)) if late.height else without_rows(LATE, nowhere),
         dead_letters=stacked(dead),
         transitions=stacked([withdrawn, *(one.transitions for one in found)]),
     )

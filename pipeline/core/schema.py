@@ -57,7 +57,7 @@ def log_time(entry: pl.Expr) -> pl.Expr:
 
 SERIES_NAMES = ("device", "interface", "metric", "tags")
 
-_PLACE = {"partition": pl.Int32(), **{name: pl.Categorical() for name in SERIES_NAMES}}
+PLACE = {"partition": pl.Int32(), **{name: pl.Categorical() for name in SERIES_NAMES}}
 
 # What is said of a window's samples. Times in microseconds.
 STATISTICS = {
@@ -83,7 +83,7 @@ STATISTICS = {
 # What a worker makes of a micro-batch, as the lake's tables take it. `counter_bits` 0: a gauge.
 AGGREGATES = pl.Schema(
     {
-        **_PLACE,
+        **PLACE,
         "window": pl.Int64(),
         "counter_bits": pl.UInt8(),
         **STATISTICS,
@@ -94,11 +94,11 @@ AGGREGATES = pl.Schema(
     }
 )
 LATE = pl.Schema(
-    {**_PLACE, "event_time": pl.Int64(), "window": pl.Int64(), "lateness": pl.Int64(), "value": pl.Float64(), "entry": pl.Int64()}
+    {**PLACE, "event_time": pl.Int64(), "window": pl.Int64(), "lateness": pl.Int64(), "value": pl.Float64(), "entry": pl.Int64()}
 )
 ANOMALIES = pl.Schema(
     {
-        **_PLACE,
+        **PLACE,
         "event_time": pl.Int64(),  # of the event; of a window: its end
         "window": pl.Int64(),  # null: a single event
         "rule": pl.String(),
@@ -116,6 +116,11 @@ DEAD_ROWS = pl.Schema({"partition": pl.Int32(), "entry": pl.Int64(), **DEAD_LETT
 # A frame without rows is made once where it may be: making one costs as much as a join of two. Not one with names: for as long as
 # it is there, so is every name that was ever read (pipeline/names.py).
 NO_DEAD_ROWS = DEAD_ROWS.to_frame()
+_BUT_PLACE = {
+    tuple(schema): pl.Schema({name: dtype for name, dtype in schema.items() if name not in PLACE}).to_frame()
+    for schema in (AGGREGATES, LATE, ANOMALIES)
+}
+_UNMARKED = pl.Series([False])
 
 
 def stacked(frames: Sequence[pl.DataFrame]) -> pl.DataFrame:
@@ -129,4 +134,9 @@ def marked(numbers: pl.Series, count: int) -> pl.Series:
 
     `marks[column]` says of each row what `column.is_in(numbers)` does, for half of what that costs.
     """
-    return pl.Series([False]).new_from_index(0, count).scatter(numbers, True)
+    return _UNMARKED.new_from_index(0, count).scatter(numbers, True)
+
+
+def without_rows(schema: pl.Schema, nowhere: pl.DataFrame) -> pl.DataFrame:
+    """A frame of AGGREGATES, LATE or ANOMALIES without rows. `nowhere`: its columns PLACE, which have names, without rows."""
+    return nowhere.hstack(_BUT_PLACE[tuple(schema)])
