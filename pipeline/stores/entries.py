@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.core.batch import BATCH_EVENTS, ENTRIES, Batch
-from pipeline.core.schema import DEAD_ROWS
+from pipeline.core.schema import DEAD_ROWS, NO_DEAD_ROWS
 from pipeline.errors import Invalid
 from pipeline.stores.codec import DEAD_LETTERS_ARROW, EVENTS_ARROW, decode_counted
 from pipeline.stores.streams import Entry
@@ -25,13 +25,14 @@ def to_batch(entries: Mapping[int, Sequence[Entry]]) -> Batch:
         return Batch()
     bad: list[tuple[int, int, str]] = []
     events, event_rows = _decode([(p, e.id, e.events) for p, e in flat], EVENTS_ARROW, bad)
-    letters, _ = _decode([(p, e.id, e.dead_letters) for p, e in flat], DEAD_LETTERS_ARROW, bad)
-    dead = letters.select(pl.col(name).cast(dtype) for name, dtype in DEAD_ROWS.items())
+    dead = NO_DEAD_ROWS
+    if any(e.dead_letters for _, e in flat):
+        dead = _decode([(p, e.id, e.dead_letters) for p, e in flat], DEAD_LETTERS_ARROW, bad)[0][list(DEAD_ROWS)]
     if bad:
         rows = [(partition, entry, None, None, "undecodable_entry", message) for partition, entry, message in bad]
         dead = pl.concat([dead, pl.DataFrame(rows, schema=DEAD_ROWS, orient="row")])
     return Batch(
-        events.select(pl.col(name).cast(dtype) for name, dtype in BATCH_EVENTS.items()),
+        events[list(BATCH_EVENTS)],
         pl.DataFrame({"partition": [p for p, _ in flat], "entry": [e.id for _, e in flat], "rows": event_rows}, schema=ENTRIES),
         dead,
     )
@@ -68,7 +69,7 @@ def _decode(
     frame = pl.from_arrow(table.unify_dictionaries().combine_chunks())
     ids = np.array([entry for _, entry, _ in payloads], dtype=np.int64)
     places = np.array([partition for partition, _, _ in payloads], dtype=np.int32)
-    return frame.with_columns(partition=pl.Series(np.repeat(places, counts)), entry=pl.Series(np.repeat(ids, counts))), counts
+    return frame.hstack([pl.Series("partition", np.repeat(places, counts)), pl.Series("entry", np.repeat(ids, counts))]), counts
 
 
 def _one(partition: int, entry: int, payload: bytes, schema: pa.Schema, bad: list[tuple[int, int, str]]) -> pa.Table:
