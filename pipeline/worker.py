@@ -65,6 +65,7 @@ class Worker:
         self._held: dict[int, Holding] = {}
         self._made: dict[str, list[pl.DataFrame]] = {table: [] for table in COMMIT_ORDER}
         self._made_rows = 0
+        self._alerted: pl.DataFrame | None = None  # the alerts that stand, as Redis has them; nothing is to be done until they are others
         self._lost: dict[int, tuple[int, str]] = {}  # partitions found fenced, by whichever thread: under which token, and why
         self._stopping = threading.Event()
         self.health = Health(settings.progress_timeout_seconds, clock)
@@ -342,14 +343,16 @@ class Worker:
 
     def _raise_alerts(self) -> None:
         """Bring alerts to Redis: transitions, states and position as one."""
-        if not self._state.active.height and not any(h.transitions or h.alerts.height for h in self._held.values()):
+        active, series = self._state.active, self._state.series
+        if active is self._alerted and not any(holding.transitions for holding in self._held.values()):
             return
-        named = self._state.active.join(self._state.series.select("series", *SERIES_NAMES), on="series", how="left", maintain_order="left")
-        parts = named.partition_by("partition", as_dict=True)
+        named = active.hstack([series[name][active["series"]] for name in SERIES_NAMES])[["partition", *NAMED]]
+        parts = named.partition_by("partition", as_dict=True, include_key=False)
         for partition, holding in self._held.items():
-            if partition not in self._state.positions:
+            after = parts.get((partition,))
+            if partition not in self._state.positions or (after is None and not holding.alerts.height and not holding.transitions):
                 continue
-            after = parts[(partition,)].select(list(NAMED)) if (partition,) in parts else NAMED.to_frame()
+            after = NAMED.to_frame() if after is None else after
             if not holding.transitions and after.height == holding.alerts.height:
                 key = ["rule", *SERIES_NAMES, "severity", "firing", "since", "bound"]
                 if after.join(holding.alerts, on=key, how="anti", nulls_equal=True).is_empty():
@@ -361,6 +364,7 @@ class Worker:
                 self._lost[partition] = (holding.token, str(error))
                 continue
             holding.alerts, holding.transitions = after, []
+        self._alerted = active
 
     def _tick_when_due(self) -> None:
         interval = self._settings.tick_interval_seconds
