@@ -265,6 +265,8 @@ class Machine(RuleBasedStateMachine):
         assert _texts(anomalies) == _texts(right.anomalies)
         raised = Counter(_transition(each) for of_partition in self.redis.transitions.values() for each in of_partition)
         assert raised == Counter(_transition(each) for each in _named(right.transitions, state))
+        stands = [each for _, alerts in self.redis.alerts.values() for each in alerts.to_dicts()]
+        assert sorted(map(_alert, stands)) == sorted(map(_alert, state.active.join(state.series, on="series").to_dicts()))
 
         counts, accepted = MemoryLake(self.tables).counts(), sum(self.redis.accepted.values())
         open_rows = sum(len(held) for oracle in oracles for held in oracle.open.values())
@@ -293,6 +295,10 @@ def _named(transitions: pl.DataFrame, state: State) -> list[dict]:
 
 def _texts(frame: pl.DataFrame | None) -> list[str]:
     return [] if frame is None else sorted(map(repr, frame.rows()))
+
+
+def _alert(each: dict) -> tuple:
+    return tuple(str(each[name]) for name in ("rule", *SERIES_NAMES, "severity", "firing", "since", "bound"))
 
 
 def _transition(each: dict) -> tuple:
