@@ -22,7 +22,7 @@ from pipeline.core.assignment import plan
 from pipeline.core.batch import Output, State
 from pipeline.core.recovery import Stand
 from pipeline.core.rules import SEVERITIES
-from pipeline.core.schema import SERIES_NAMES
+from pipeline.core.schema import SERIES_NAMES, of_series
 from pipeline.errors import Fenced, PipelineError, Restarted, Unavailable
 from pipeline.health import COMMIT_PATIENCE_SECONDS, Health
 from pipeline.isolation import step_safely
@@ -331,8 +331,7 @@ class Worker:
                 self._made[table].append(rows)
                 self._made_rows += rows.height
         if output.transitions.height:
-            of_series = state.series.select("series", *SERIES_NAMES)
-            named = output.transitions.join(of_series, on="series", how="left", maintain_order="left").drop("series", "firing")
+            named = of_series(output.transitions, state.series, *SERIES_NAMES).drop("series", "firing")
             severity = (pl.col("severity") - 1).replace_strict(range(2), SEVERITIES, return_dtype=pl.String)
             for row in named.with_columns(severity=severity, rules_version=state.rules_version).to_dicts():
                 self._held[row["partition"]].transitions.append(row)
@@ -346,7 +345,7 @@ class Worker:
         active, series = self._state.active, self._state.series
         if active is self._alerted and not any(holding.transitions for holding in self._held.values()):
             return
-        named = active.hstack([series[name][active["series"]] for name in SERIES_NAMES])[["partition", *NAMED]]
+        named = of_series(active, series, *SERIES_NAMES)[["partition", *NAMED]]
         parts = named.partition_by("partition", as_dict=True, include_key=False)
         for partition, holding in self._held.items():
             after = parts.get((partition,))

@@ -24,6 +24,7 @@ from pipeline.core.schema import (
     SERIES_NAMES,
     log_time,
     marked,
+    of_series,
     stacked,
     without_rows,
 )
@@ -252,14 +253,14 @@ def _next_round(entries: pl.DataFrame, cuts: pl.DataFrame, state: State, semanti
     if cuts.is_empty() and total <= semantics.open_rows_max:
         return entries, entries.clear()
     held = of_device(state.windows, state.devices, "partition").group_by("partition").agg(held=pl.col("rows").sum())
-    marked = entries.join(held, on="partition", how="left", maintain_order="left").join(
+    queued = entries.join(held, on="partition", how="left", maintain_order="left").join(
         cuts.with_columns(cut=True), on=["partition", "entry"], how="left", maintain_order="left"
     )
     first = pl.int_range(pl.len()).over("partition") == 0
     fits = pl.col("held").fill_null(0) + pl.col("rows").cum_sum().over("partition") <= semantics.open_rows_max
     stop = ~first & (pl.col("cut").fill_null(False) | ~fits)
-    marked = marked.with_columns(later=stop.cum_max().over("partition"))
-    return marked.filter(~pl.col("later")).select(entries.columns), marked.filter("later").select(entries.columns)
+    queued = queued.with_columns(later=stop.cum_max().over("partition"))
+    return queued.filter(~pl.col("later")).select(entries.columns), queued.filter("later").select(entries.columns)
 
 
 def _advance(state: State, rows: pl.DataFrame, entries: pl.DataFrame, semantics: Semantics) -> tuple[State, _Round]:
@@ -344,7 +345,7 @@ def _named(state: State, found: list[_Round], dead: list[pl.DataFrame], withdraw
     return Output(
         aggregates=_aggregate_rows(summaries, state.series) if summaries.height else without_rows(AGGREGATES, nowhere),
         anomalies=_anomaly_rows(flagged, state.series, version) if flagged.height else without_rows(ANOMALIES, nowhere),
-        late=_with_names(late, state.series).select(list(LATE)) if late.height else without_rows(LATE, nowhere),
+        late=late[list(LATE)] if late.height else without_rows(LATE, nowhere),
         dead_letters=stacked(dead),
         transitions=stacked([withdrawn, *(one.transitions for one in found)]),
     )
@@ -352,17 +353,12 @@ def _named(state: State, found: list[_Round], dead: list[pl.DataFrame], withdraw
 
 def _aggregate_rows(summaries: pl.DataFrame, series: pl.DataFrame) -> pl.DataFrame:
     quality = pl.col("quality_code").replace_strict(range(4), counters.QUALITIES, return_dtype=pl.String)
-    return _with_names(summaries, series).with_columns(quality=quality).select(list(AGGREGATES))
-
-
-def _with_names(rows: pl.DataFrame, series: pl.DataFrame) -> pl.DataFrame:
-    numbers = rows["series"]
-    return rows.with_columns(series[name][numbers] for name in ("partition", *SERIES_NAMES))
+    return of_series(summaries, series, *SERIES_NAMES).with_columns(quality=quality).select(list(AGGREGATES))
 
 
 def _anomaly_rows(flagged: pl.DataFrame, series: pl.DataFrame, version: int) -> pl.DataFrame:
     distance = (pl.col("value") - pl.col("bound")).abs()
-    return _with_names(flagged, series).select(
+    return of_series(flagged, series, *SERIES_NAMES).select(
         *(["partition", *SERIES_NAMES]),
         pl.col("time").alias("event_time"),
         "window",

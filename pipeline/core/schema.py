@@ -129,6 +129,12 @@ def stacked(frames: Sequence[pl.DataFrame]) -> pl.DataFrame:
     return pl.concat(filled) if len(filled) > 1 else filled[0] if filled else frames[0]
 
 
+def of_series(frame: pl.DataFrame, series: pl.DataFrame, *columns: str) -> pl.DataFrame:
+    """`frame` with columns of the series that each row's `series` numbers: a look-up by place, no join."""
+    numbers = frame["series"]
+    return frame.hstack([series[column][numbers] for column in columns])
+
+
 def marked(numbers: pl.Series, count: int) -> pl.Series:
     """Of the numbers from 0 to `count` - 1, which are among `numbers`: a Boolean for each, to be looked up by place.
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import polars as pl
 
 from pipeline.core import counters
-from pipeline.core.schema import STATISTICS, marked
+from pipeline.core.schema import STATISTICS, marked, of_series
 from pipeline.core.semantics import Semantics
 
 OPEN_ROWS = pl.Schema(
@@ -65,7 +65,7 @@ def summarise(closed: pl.DataFrame, closings: pl.DataFrame, series: pl.DataFrame
     if not repeats.is_empty():
         rows = rows.filter("kept")
     summaries = _statistics(rows)
-    summaries = summaries.hstack([series[name][summaries["series"]] for name in ("partition", "device_number")])
+    summaries = of_series(summaries, series, "partition", "device_number")
     summaries = summaries.join(closings, on=["device_number", "window"], how="left", maintain_order="left")
     counted = rows["series"].filter(rows["counter_bits"] > 0)
     if not counted.is_empty():
@@ -113,7 +113,7 @@ def _statistics(rows: pl.DataFrame, *more: pl.Expr, quantiles: bool = True) -> p
 
 def _with_steps(rows: pl.DataFrame, series: pl.DataFrame, semantics: Semantics) -> pl.DataFrame:
     same = pl.col("series") == pl.col("series").shift(1)
-    rows = rows.hstack([series[name][rows["series"]] for name in ("before_value", "before_exact", "before_time")])
+    rows = of_series(rows, series, "before_value", "before_exact", "before_time")
     rows = rows.with_columns(
         pl.when(same).then(pl.col(column).shift(1)).otherwise(pl.col(f"before_{name}")).alias(f"before_{name}")
         for name, column in (("value", "value"), ("exact", "exact"), ("time", "event_time"))
