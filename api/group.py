@@ -5,6 +5,7 @@ from __future__ import annotations
 import zlib
 from collections.abc import Callable, Collection, Sequence
 from functools import cached_property, lru_cache
+from itertools import accumulate, pairwise
 from typing import NamedTuple
 
 import msgspec
@@ -37,7 +38,7 @@ class Outcome(NamedTuple):
     wait_seconds: float = 0.0
 
 
-_SMALL_ROWS = 64  # up to here a dict beats arrays, where they are of many names
+_SMALL_NAMES = 64  # up to here Python's texts are the shorter way to Arrow
 _DEVICES_KNOWN_MAX = 1 << 17
 
 
@@ -56,9 +57,9 @@ class Built:
         order = np.argsort(owner, kind="stable")
         self._bounds = np.searchsorted(owner[order], np.arange(partitions + 1))
         self._columns = {name: np.take(column, order) for name, column in _plain(events.rows).items()}
-        self._zeros = pa.array(np.zeros(len(order), np.int32))
-        self._nulls = pa.nulls(len(order), pa.uint64())
         self._exact = events.rows["exact"].gather(order) if events.rows["exact"].null_count() < events.rows.height else None
+        self._parts = np.flatnonzero(np.diff(self._bounds))  # the partitions that have rows
+        self._cut = _Cut(self._columns, self._exact, self._names, np.append(self._bounds[self._parts], len(order)))
         self._refused = _by_partition(refused, partitions)
         self._keyed = np.array([key is not None for key in keys], bool)
         self.reasons = dict(refused["reason"].value_counts().iter_rows()) if len(refused) else {}
@@ -74,7 +75,7 @@ class Built:
 
     def groups(self) -> list[Group]:
         """One group per partition that gets anything."""
-        touched = set(np.flatnonzero(np.diff(self._bounds)).tolist()) | self._refused.keys()
+        touched = set(self._parts.tolist()) | self._refused.keys()
         return [group for partition in sorted(touched) if (group := self.group(partition)) is not None]
 
     def group(self, partition: int, without: Collection[bytes] = ()) -> Group | None:
@@ -98,7 +99,7 @@ class Built:
             left = self._whole.left_texts(partition, keyed)
         return Group(
             partition,
-            encode(self._batch(rows)) if len(bodies) else b"",
+            encode(self._batch(partition, rows)) if len(bodies) else b"",
             len(bodies),
             encode(_letters(refused)) if letters else b"",
             letters,
@@ -112,35 +113,53 @@ class Built:
         refused = self._refused.get(partition)
         return set(np.unique(self._columns["body"][rows]).tolist()) | (set(refused["body"].to_list()) if refused is not None else set())
 
-    def _batch(self, rows: slice | np.ndarray) -> pa.RecordBatch:
-        columns = self._columns
-        arrays = [self._compact(columns[field][rows], self._names[field]) for field in NAMES]
-        arrays += [pa.array(columns["counter_bits"][rows]), pa.array(columns["value"][rows])]
-        count = len(arrays[-1])
-        if self._exact is None:
-            arrays.append(self._nulls.slice(0, count))
-        else:
-            exact = self._exact[rows] if isinstance(rows, slice) else self._exact.gather(rows)
-            arrays.append(exact.to_arrow().cast(pa.uint64()))
-        arrays.append(pa.array(columns["event_time"][rows]))
+    def _batch(self, partition: int, rows: slice | np.ndarray) -> pa.RecordBatch:
+        if isinstance(rows, slice):
+            return self._cut.batch(int(np.searchsorted(self._parts, partition)))
+        columns = {name: column[rows] for name, column in self._columns.items()}
+        exact = None if self._exact is None else self._exact.gather(rows)
+        return _Cut(columns, exact, self._names, np.array([0, len(rows)])).batch(0)
+
+
+class _Cut:
+    """Rows as Arrow columns that are cut into batches at `bounds`: made once for all, so that a batch more costs a few slices."""
+
+    def __init__(self, columns: dict[str, np.ndarray], exact: pl.Series | None, names: dict[str, Names], bounds: np.ndarray) -> None:
+        self._bounds = bounds.tolist()
+        self._names = [_CutNames(columns[field], self._bounds, names[field]) for field in NAMES]
+        exacts = pa.nulls(len(columns["value"]), pa.uint64()) if exact is None else exact.to_arrow().cast(pa.uint64())
+        self._plain = [pa.array(columns["counter_bits"]), pa.array(columns["value"]), exacts, pa.array(columns["event_time"])]
+
+    def batch(self, number: int) -> pa.RecordBatch:
+        start, end = self._bounds[number], self._bounds[number + 1]
+        arrays = [names.array(number, start, end) for names in self._names] + [column[start:end] for column in self._plain]
         return pa.RecordBatch.from_arrays(arrays, schema=EVENTS_ARROW)
 
-    def _compact(self, codes: np.ndarray, names: Names) -> pa.DictionaryArray:
-        """Codes into a dictionary that holds only the names used."""
-        if len(names) == 1:
-            return pa.DictionaryArray.from_arrays(self._zeros.slice(0, len(codes)), names.dictionary, safe=False)
-        if len(codes) <= _SMALL_ROWS < len(names):
-            texts, places = names.texts, {}
-            own = pa.array([places.setdefault(code, len(places)) for code in codes.tolist()], pa.int32())
-            return pa.DictionaryArray.from_arrays(own, pa.array([texts[code] for code in places], pa.string()), safe=False)
-        flags = np.zeros(len(names), bool)
-        flags[codes] = True
-        if flags.all():
-            return pa.DictionaryArray.from_arrays(pa.array(codes.astype(np.int32)), names.dictionary, safe=False)
-        used = np.flatnonzero(flags)
-        table = np.empty(len(names), np.int32)
-        table[used] = np.arange(len(used), dtype=np.int32)
-        return pa.DictionaryArray.from_arrays(pa.array(np.take(table, codes)), names.dictionary.take(pa.array(used)), safe=False)
+
+class _CutNames:
+    """One column of names; each batch gets a dictionary of those that it uses, in the order of their codes."""
+
+    def __init__(self, codes: np.ndarray, bounds: list[int], names: Names) -> None:
+        count = len(names)
+        own, used = np.zeros(len(codes), np.int32), [np.zeros(0, np.intp)]
+        flags, places = np.empty(count, bool), np.empty(count, np.int32)
+        for start, end in pairwise(bounds):
+            if count == 1:
+                used.append(np.zeros(1, np.intp))
+                continue
+            mine = codes[start:end]
+            flags[:] = False
+            flags[mine] = True
+            used.append(np.flatnonzero(flags))
+            places[used[-1]] = np.arange(len(used[-1]))
+            own[start:end] = places[mine]
+        self._codes = pa.array(own)
+        self._dictionary = names.dictionary.take(pa.array(np.concatenate(used)))
+        self._starts = list(accumulate(map(len, used)))
+
+    def array(self, number: int, start: int, end: int) -> pa.DictionaryArray:
+        own = self._dictionary[self._starts[number] : self._starts[number + 1]]
+        return pa.DictionaryArray.from_arrays(self._codes[start:end], own, safe=False)
 
 
 def build(
@@ -198,7 +217,7 @@ class Names:
 
     @cached_property
     def dictionary(self) -> pa.Array:
-        if len(self) <= _SMALL_ROWS:
+        if len(self) <= _SMALL_NAMES:
             return pa.array(self.texts, pa.string())
         return self._series.to_arrow(compat_level=pl.CompatLevel.oldest()).cast(pa.string())
 
