@@ -163,7 +163,7 @@ def _numbered(texts: list[str | None]) -> tuple[pl.Series, pl.Series]:
     codes = [places.setdefault(text, len(places)) for text in texts]
     if None in places:
         return _encoded(pa.array(texts, pa.string()))
-    return pl.Series(codes, dtype=pl.UInt32), pl.Series(list(places), dtype=pl.String)
+    return pl.Series(np.array(codes, np.uint32)), pl.Series(list(places), dtype=pl.String)
 
 
 def _values(events: list[Event]) -> tuple[list[pl.Series], Lost]:

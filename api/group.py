@@ -140,25 +140,24 @@ class _CutNames:
     """One column of names; each batch gets a dictionary of those that it uses, in the order of their codes."""
 
     def __init__(self, codes: np.ndarray, bounds: list[int], names: Names) -> None:
-        count = len(names)
-        own, used = np.zeros(len(codes), np.int32), [np.zeros(0, np.intp)]
-        flags, places = np.empty(count, bool), np.empty(count, np.int32)
-        for start, end in pairwise(bounds):
-            if count == 1:
-                used.append(np.zeros(1, np.intp))
-                continue
-            mine = codes[start:end]
-            flags[:] = False
-            flags[mine] = True
-            used.append(np.flatnonzero(flags))
-            places[used[-1]] = np.arange(len(used[-1]))
-            own[start:end] = places[mine]
+        self._dictionary, self._starts = names.dictionary, None  # None: each batch uses all of them
+        count, own = len(names), np.zeros(len(codes), np.int32)
+        if count > 1:
+            flags, places, used = np.empty(count, bool), np.empty(count, np.int32), []
+            for start, end in pairwise(bounds):
+                mine = codes[start:end]
+                flags[:] = False
+                flags[mine] = True
+                used.append(np.flatnonzero(flags))
+                places[used[-1]] = np.arange(len(used[-1]))
+                own[start:end] = places[mine]
+            starts = list(accumulate(map(len, used), initial=0))
+            if starts[-1] < count * len(used):
+                self._dictionary, self._starts = self._dictionary.take(pa.array(np.concatenate(used))), starts
         self._codes = pa.array(own)
-        self._dictionary = names.dictionary.take(pa.array(np.concatenate(used)))
-        self._starts = list(accumulate(map(len, used)))
 
     def array(self, number: int, start: int, end: int) -> pa.DictionaryArray:
-        own = self._dictionary[self._starts[number] : self._starts[number + 1]]
+        own = self._dictionary if self._starts is None else self._dictionary[self._starts[number] : self._starts[number + 1]]
         return pa.DictionaryArray.from_arrays(self._codes[start:end], own, safe=False)
 
 

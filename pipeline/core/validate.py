@@ -78,6 +78,10 @@ RULES = (
     ("kind", "bad_kind"), ("tags", "bad_tags"), ("tags", "too_many"), ("tags", "too_long"), ("tags", "control_character"),
 )  # fmt: skip
 _RULE = {rule: number for number, rule in enumerate(RULES)}
+# Made once: to make a column of a Python list costs as much as to check a body of one event.
+_BLANK = pl.Series([""], dtype=pl.String)
+_FIRST = pl.Series([0], dtype=pl.UInt32)
+_NOT_EXACT = pl.Series([None], dtype=pl.UInt64)
 REFUSED = pl.Schema({"body": pl.UInt32(), "index": pl.UInt32()} | dict(DEAD_LETTERS))
 NO_REFUSED = REFUSED.to_frame()
 
@@ -133,7 +137,7 @@ def canonical_tags(text: str, limits: Limits) -> tuple[str, str | None]:
 
 def _canonical_tags(names: pl.Series | None, limits: Limits) -> tuple[pl.Series, pl.Series | None]:
     if names is None:
-        return pl.Series([""], dtype=pl.String), None
+        return _BLANK, None
     found = [canonical_tags(text, limits) for text in names.to_list()]
     rules = [None if reason is None else _RULE["tags", reason] for _, reason in found]
     return pl.Series([text for text, _ in found], dtype=pl.String), pl.Series(rules, dtype=pl.UInt8)
@@ -195,15 +199,15 @@ def _events(rows: pl.DataFrame, names: dict[str, pl.Series], limits: Limits) -> 
     columns["counter_bits"] = _counter_bits(rows, names["metric"], limits)
     for field in ("interface", "tags"):
         if field not in columns:
-            names[field] = pl.Series([""], dtype=pl.String)
-            columns[field] = pl.Series([0], dtype=pl.UInt32).new_from_index(0, rows.height)
+            names[field] = _BLANK
+            columns[field] = _FIRST.new_from_index(0, rows.height)
         elif columns[field].null_count():
             names[field], blank = _with_blank(names[field])
             columns[field] = columns[field].fill_null(blank)
     if "exact" in columns:
         columns["value"] = columns["value"].zip_with(columns["value"].is_not_null(), columns["exact"].cast(pl.Float64))
     else:
-        columns["exact"] = pl.Series([None], dtype=pl.UInt64).new_from_index(0, rows.height)
+        columns["exact"] = _NOT_EXACT.new_from_index(0, rows.height)
     order = ("body", "index", "device", "interface", "metric", "tags", "counter_bits", "value", "exact", "event_time")
     return Coded(pl.DataFrame([columns[name].alias(name) for name in order]), names)
 
