@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import shutil
 import subprocess
 import sys
@@ -15,7 +14,7 @@ from statistics import median
 import httpx
 import psutil
 
-from benchmarks.load import post_all, post_shares
+from benchmarks.load import post_all
 from benchmarks.system import System, cpu_of
 from benchmarks.workload import BODY_EVENTS, CONTENT_TYPES, Workload, differences
 from pipeline.stores.catalog import open_catalog, write_catalog
@@ -24,7 +23,6 @@ from tests.harness import eventually, free_port
 ROOT = Path(__file__).parents[1]
 SMALL_REQUESTS = 20_000
 KNOWN_POLLS = 12  # two windows, of which one has closed
-COLLECTORS = 16
 
 
 def w1(repeats: int, say) -> dict:
@@ -75,20 +73,17 @@ def run(workload: Workload, bodies: list[bytes], form: str, answer=None, workers
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _known_fleet(workload: Workload, shares: list[list[bytes]]) -> dict:
-    """Cost of what comes after the first polls, when every series is known and as many windows close as open. It counts where nothing
-    came late: that would be another work."""
-    first = [math.ceil(len(share) * KNOWN_POLLS / workload.polls) for share in shares]
+def _known_fleet(workload: Workload, bodies: list[bytes]) -> dict:
+    """Cost of what comes after the first polls, when every series is known and as many windows close as open."""
+    first = KNOWN_POLLS * workload.series // BODY_EVENTS
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder, System(Path(folder)) as system:
         system.start(workers=2)
-        post_shares(system.port, [share[:known] for share, known in zip(shares, first, strict=True)], CONTENT_TYPES["json"])
+        post_all(system.port, bodies[:first], CONTENT_TYPES["json"])
         system.wait_at_rest()
         before = system.cpu_seconds()
-        post_shares(system.port, [share[known:] for share, known in zip(shares, first, strict=True)], CONTENT_TYPES["json"])
+        post_all(system.port, bodies[first:], CONTENT_TYPES["json"])
         system.wait_at_rest()
-        parts = _per_million(before, system.cpu_seconds(), workload.events.height - BODY_EVENTS * sum(first))
-        if late := system.lake().counts()["late"]:
-            raise SystemExit(f"{late} events came late, so the figure is none")
+        parts = _per_million(before, system.cpu_seconds(), workload.events.height - first * BODY_EVENTS)
         return {"cpu": sum(parts.values()), "parts": parts, "peak_mb": system.peak_mb()}
 
 
@@ -107,8 +102,8 @@ def scaling(repeats: int, say) -> dict:
     found: dict[str, dict] = {"series": {}, "workers": {}}
     for devices, polls in ((25, 1998), (500, 102), (5000, 12)):
         workload = Workload(devices, KNOWN_POLLS + polls)
-        shares = workload.shares("json", COLLECTORS)
-        known = _middle([_known_fleet(workload, shares) for _ in range(repeats)])
+        bodies = workload.bodies("json")
+        known = _middle([_known_fleet(workload, bodies) for _ in range(repeats)])
         found["series"][workload.series] = known
         say(f"{workload.series:,} series: {known['cpu']:.2f} CPU-s per M events")
     workload = Workload()

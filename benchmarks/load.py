@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -23,26 +23,23 @@ async def _post(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, body
         raise RuntimeError(f"{status.decode()}: {text[:200].decode()}")
 
 
-async def _all(port: int, clients: Sequence[Iterator[bytes]], content_type: str, path: str) -> None:
-    async def client(bodies: Iterator[bytes]) -> None:
+async def _all(port: int, bodies: Sequence[bytes], content_type: str, connections: int, path: str) -> None:
+    waiting = iter(bodies)
+
+    async def client() -> None:
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
-        for body in bodies:
+        for body in waiting:
             await _post(reader, writer, body, content_type, path)
         writer.close()
 
-    await asyncio.gather(*map(client, clients))
+    await asyncio.gather(*(client() for _ in range(connections)))
 
 
 def post_all(port: int, bodies: Sequence[bytes], content_type: str, connections: int = 16, path: str = "/v1/events") -> float:
     """Send all, each client its next body when the last is answered; seconds it took."""
     began = time.perf_counter()
-    asyncio.run(_all(port, [iter(bodies)] * connections, content_type, path))
+    asyncio.run(_all(port, bodies, content_type, connections, path))
     return time.perf_counter() - began
-
-
-def post_shares(port: int, shares: Sequence[Sequence[bytes]], content_type: str) -> None:
-    """Send all, each client its own share in that order."""
-    asyncio.run(_all(port, list(map(iter, shares)), content_type, "/v1/events"))
 
 
 async def _paced(port: int, bodies: Sequence[bytes], content_type: str, per_second: float, connections: int) -> np.ndarray:

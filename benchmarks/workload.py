@@ -82,16 +82,7 @@ class Workload:
 
     def bodies(self, form: str, each: int = BODY_EVENTS) -> list[bytes]:
         """The events as HTTP bodies of `each`: "json" arrays, or "arrow" streams with dictionary columns."""
-        return self._bodies(form, self.events, each)
-
-    def shares(self, form: str, collectors: int) -> list[list[bytes]]:
-        """The same of each of so many collectors, which have devices of their own. A device's events then come in their order however few
-        devices there are: a body of a thousand events is ten seconds of 25 devices."""
-        collector = self.events["device"].str.slice(2).cast(pl.UInt32) % collectors
-        return [self._bodies(form, self.events.filter(collector == number), BODY_EVENTS) for number in range(collectors)]
-
-    def _bodies(self, form: str, events: pl.DataFrame, each: int) -> list[bytes]:
-        return [self._body(form, events.slice(start, each)) for start in range(0, events.height, each)]
+        return [self._body(form, self.events.slice(start, each)) for start in range(0, self.events.height, each)]
 
     @staticmethod
     def _body(form: str, part: pl.DataFrame) -> bytes:

@@ -35,13 +35,3 @@ def test_the_answer_counts_every_event_once():
     windows, anomalies = workload.answer()
     assert windows["count"].sum() == workload.events.height == 12_000
     assert anomalies.height == 12
-
-
-def test_each_collector_sends_its_own_devices_in_their_order():
-    """All events, no device in two shares."""
-    workload = Workload(devices=5, polls=30)
-    shares = [pl.concat([pl.read_json(io.BytesIO(body)) for body in share]) for share in workload.shares("json", 3)]
-    devices = [set(share["device"]) for share in shares]
-    assert sum(map(len, devices)) == len(set.union(*devices)) == 5
-    for share, mine in zip(shares, devices, strict=True):
-        assert share.equals(workload.events.filter(pl.col("device").is_in(list(mine))))
