@@ -1,4 +1,4 @@
-"""What a worker holds of each partition, and how what was made of them becomes durable: one commit per table for all."""
+"""What a worker holds of each partition, and how what was made of them becomes durable: one commit per table for all, and alerts."""
 
 from __future__ import annotations
 
@@ -9,9 +9,11 @@ from dataclasses import dataclass, field
 import polars as pl
 
 from pipeline import metrics
+from pipeline.core.batch import State
 from pipeline.core.recovery import Stand
+from pipeline.core.schema import SERIES_NAMES, of_series
 from pipeline.errors import Fenced, Unavailable
-from pipeline.stores.alertlog import NAMED
+from pipeline.stores.alertlog import NAMED, AlertLog
 from pipeline.stores.lake import Lake
 from pipeline.stores.tables import SIDE_TABLES
 
@@ -28,8 +30,9 @@ class Holding:
     pending: list[int] = field(default_factory=list)  # entry ids, growing
     reread_after: int | None = None  # a reply got lost: read own history after this id before anything new
     alerts: pl.DataFrame = field(default_factory=NAMED.to_frame)  # as Redis has them
-    raised: int = -1  # position that the alerts in Redis stood for when it was taken
-    transitions: list[dict] = field(default_factory=list)  # not yet in Redis
+    raised: int = -1  # position that the alerts in Redis stand for
+    transitions: list[dict] = field(default_factory=list)  # not yet offered to Redis
+    offered: list[tuple[int, dict]] = field(default_factory=list)  # at which position first; Redis has not said yet that it has them
 
 
 @dataclass
@@ -77,3 +80,42 @@ def commit(snapshot: Snapshot, lake: Lake, held: Mapping[int, Holding], lost: di
             for partition, stand in stands.items():
                 mine[partition].tables[table] = stand.position
             snapshot.done.add(table)
+
+
+def raise_alerts(state: State, alertlog: AlertLog, held: Mapping[int, Holding], lost: dict[int, tuple[int, str]]) -> bool:
+    """Bring the alerts of each partition to Redis: transitions, states and position as one. True: it has all of them now.
+
+    Unavailable: call again, when transitions that it took without saying so are not published twice. `lost` as in `commit`.
+    """
+    named = of_series(state.active, state.series, *SERIES_NAMES)[["partition", *NAMED]]
+    parts = named.partition_by("partition", as_dict=True, include_key=False)
+    whole = True
+    for partition, holding in held.items():
+        after, before = parts.get((partition,)), holding.alerts
+        if partition not in state.positions or (after is None and not (before.height or holding.transitions or holding.offered)):
+            continue
+        after = NAMED.to_frame() if after is None else after
+        if not (holding.transitions or holding.offered) and _same(after, before):
+            continue
+        position = state.positions[partition]
+        if position <= holding.raised:  # new rules withdrew something: Redis takes it with the next entry, a tick if no other
+            whole = False
+            continue
+        holding.offered += [(position, transition) for transition in holding.transitions]
+        holding.transitions = []
+        try:
+            alertlog.apply(partition, holding.token, position, before, after, holding.offered)
+        except Fenced as error:
+            lost[partition] = (holding.token, str(error))
+            continue
+        except Unavailable:  # which of them Redis has, it did not say: none is taken for known from here on
+            holding.alerts = pl.concat([before, after]).unique(["rule", *SERIES_NAMES]).with_columns(severity=pl.lit(None, pl.Int8))
+            raise
+        holding.alerts, holding.raised, holding.offered = after, position, []
+    return whole
+
+
+def _same(after: pl.DataFrame, before: pl.DataFrame) -> bool:
+    """Whether the alerts that stand are those of before; their last values aside."""
+    key = ["rule", *SERIES_NAMES, "severity", "firing", "since", "bound"]
+    return after.height == before.height and after.join(before, on=key, how="anti", nulls_equal=True).is_empty()

@@ -318,12 +318,12 @@ class MemoryAlertLog:
         return self._wire.call(lambda: self._redis.alerts.get(partition, (-1, NAMED.to_frame())))
 
     def apply(
-        self, partition: int, token: int, position: int, before: pl.DataFrame, after: pl.DataFrame, transitions: Sequence[dict]
+        self, partition: int, token: int, position: int, before: pl.DataFrame, after: pl.DataFrame, transitions: Sequence[tuple[int, dict]]
     ) -> None:
         self._wire.call(self._apply, partition, token, position, before, after, transitions)
 
     def _apply(
-        self, partition: int, token: int, position: int, before: pl.DataFrame, after: pl.DataFrame, transitions: Sequence[dict]
+        self, partition: int, token: int, position: int, before: pl.DataFrame, after: pl.DataFrame, transitions: Sequence[tuple[int, dict]]
     ) -> None:
         self._redis.fence(partition, token)
         stands, known = self._redis.alerts.get(partition, (-1, NAMED.to_frame()))
@@ -334,7 +334,7 @@ class MemoryAlertLog:
         touched = pl.concat([changed.select(key), before.join(after, on=key, how="anti").select(key)])
         kept = known.join(touched, on=key, how="anti", maintain_order="left")
         self._redis.alerts[partition] = (position, pl.concat([kept, changed]))
-        self._redis.transitions.setdefault(partition, []).extend(transitions)
+        self._redis.transitions.setdefault(partition, []).extend(each for offered, each in transitions if offered > stands)
 
     def standing(self, partitions: Iterable[int]) -> pl.DataFrame:
         return pl.concat([self._redis.alerts.get(partition, (-1, NAMED.to_frame()))[1] for partition in partitions])

@@ -17,7 +17,7 @@ import polars as pl
 from apscheduler.schedulers.background import BackgroundScheduler
 
 from pipeline import metrics, names, watch
-from pipeline.commits import COMMIT_ORDER, Holding, Snapshot, commit
+from pipeline.commits import COMMIT_ORDER, Holding, Snapshot, commit, raise_alerts
 from pipeline.core.assignment import plan
 from pipeline.core.batch import Output, State
 from pipeline.core.recovery import Stand
@@ -28,7 +28,6 @@ from pipeline.health import COMMIT_PATIENCE_SECONDS, Health
 from pipeline.isolation import step_safely
 from pipeline.rulekeeper import RuleKeeper
 from pipeline.settings import Settings, backoff_seconds, semantics_of
-from pipeline.stores.alertlog import NAMED
 from pipeline.stores.connection import process_name
 from pipeline.stores.entries import portions
 from pipeline.stores.streams import Entry, Settlement, history
@@ -341,29 +340,11 @@ class Worker:
         self._keep(output, state)
 
     def _raise_alerts(self) -> None:
-        """Bring alerts to Redis: transitions, states and position as one."""
-        active, series = self._state.active, self._state.series
-        if active is self._alerted and not any(holding.transitions for holding in self._held.values()):
+        active = self._state.active
+        if active is self._alerted and not any(holding.transitions or holding.offered for holding in self._held.values()):
             return
-        named = of_series(active, series, *SERIES_NAMES)[["partition", *NAMED]]
-        parts = named.partition_by("partition", as_dict=True, include_key=False)
-        for partition, holding in self._held.items():
-            after = parts.get((partition,))
-            if partition not in self._state.positions or (after is None and not holding.alerts.height and not holding.transitions):
-                continue
-            after = NAMED.to_frame() if after is None else after
-            if not holding.transitions and after.height == holding.alerts.height:
-                key = ["rule", *SERIES_NAMES, "severity", "firing", "since", "bound"]
-                if after.join(holding.alerts, on=key, how="anti", nulls_equal=True).is_empty():
-                    continue
-            position = self._state.positions[partition]
-            try:
-                self._alertlog.apply(partition, holding.token, position, holding.alerts, after, holding.transitions)
-            except Fenced as error:
-                self._lost[partition] = (holding.token, str(error))
-                continue
-            holding.alerts, holding.transitions = after, []
-        self._alerted = active
+        if raise_alerts(self._state, self._alertlog, self._held, self._lost):
+            self._alerted = active
 
     def _tick_when_due(self) -> None:
         interval = self._settings.tick_interval_seconds

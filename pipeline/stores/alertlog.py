@@ -47,11 +47,12 @@ class AlertLog:
         return position, pl.DataFrame(rows, schema=NAMED)
 
     def apply(
-        self, partition: int, token: int, position: int, before: pl.DataFrame, after: pl.DataFrame, transitions: Sequence[dict]
+        self, partition: int, token: int, position: int, before: pl.DataFrame, after: pl.DataFrame, transitions: Sequence[tuple[int, dict]]
     ) -> None:
         """Move the alerts of a partition (NAMED frames before and after) to `position`, and publish the transitions.
 
-        Once: the same or an older position changes nothing.
+        Once: the same or an older position changes nothing. Each transition comes with the position at which it was offered first:
+        where a reply got lost it may be published already, and is not again.
         """
         key = ["rule", *SERIES_NAMES]
         changed = after.join(before, on=[*key, "severity", "firing", "since", "bound"], how="anti", nulls_equal=True)
@@ -61,7 +62,8 @@ class AlertLog:
             arguments += [_key(row), json.dumps({name: row[name] for name in _STATE})]
         for row in gone.to_dicts():
             arguments += [_key(row), ""]
-        arguments += [json.dumps(transition) for transition in transitions]
+        for offered, transition in transitions:
+            arguments += [offered, json.dumps(transition)]
         where = [keys.lease_key(partition), keys.alert_state_key(partition), keys.alerts_key(partition)]
         with translated(partition):
             self._scripts.call("alert", where, arguments)

@@ -21,7 +21,7 @@ def test_a_reader_gets_each_transition_once_and_again_what_it_did_not_acknowledg
     reader.open()
     reader.open()  # the groups are there: nothing happens
     log = AlertLog(client)
-    log.apply(0, token, 1, NONE, NONE, [{"n": 1}, {"n": 2}])
+    log.apply(0, token, 1, NONE, NONE, [(1, {"n": 1}), (1, {"n": 2})])
     found = reader.read()
     assert [transition["n"] for _, _, transition in found] == [1, 2]
     assert reader.read() == []
@@ -34,7 +34,7 @@ def test_a_reader_gets_each_transition_once_and_again_what_it_did_not_acknowledg
 
 def test_a_reader_begins_at_the_first_transition(client, token):
     """What fired before the first notifier ran reaches it too."""
-    AlertLog(client).apply(0, token, 1, NONE, NONE, [{"n": 1}])
+    AlertLog(client).apply(0, token, 1, NONE, NONE, [(1, {"n": 1})])
     reader = AlertReader(client, 2, "notifier")
     reader.open()
     assert [transition["n"] for _, _, transition in reader.read()] == [1]

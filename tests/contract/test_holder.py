@@ -302,42 +302,51 @@ def test_a_replay_changes_nothing(world, token):
     """The same position again, or an older one, from a holder that starts from an older commit: no second transition."""
     log = world.alertlog()
     stands = frame(alert())
-    log.apply(0, token, 100, NONE, stands, [{"phase": "firing", "n": 1}])
+    log.apply(0, token, 100, NONE, stands, [(100, {"phase": "firing", "n": 1})])
     for position in (100, 99, 9, 20):
-        log.apply(0, token, position, stands, NONE, [{"phase": "resolved", "n": 2}])
+        log.apply(0, token, position, stands, NONE, [(position, {"phase": "resolved", "n": 2})])
     assert world.transitions() == [{"phase": "firing", "n": 1}]
     assert log.load(0)[0] == 100 and log.load(0)[1].height == 1
-    log.apply(0, token, 1000, stands, NONE, [{"phase": "resolved", "n": 3}])
+    log.apply(0, token, 1000, stands, NONE, [(1000, {"phase": "resolved", "n": 3})])
     assert [found["n"] for found in world.transitions()] == [1, 3]
+
+
+def test_what_was_published_without_a_reply_is_not_published_again(world, token):
+    """The reply got lost, and more had come before the holder tried again: of what it offers then the new alone is new."""
+    log = world.alertlog()
+    log.apply(0, token, 99, NONE, NONE, [(99, {"n": 1})])
+    log.apply(0, token, 100, NONE, NONE, [(99, {"n": 1}), (100, {"n": 2})])
+    log.apply(0, token, 1001, NONE, NONE, [(99, {"n": 1}), (100, {"n": 2}), (101, {"n": 3}), (1001, {"n": 4})])
+    assert [found["n"] for found in world.transitions()] == [1, 2, 3, 4]
 
 
 def test_a_position_is_compared_as_a_number(world, token):
     """Of any length, and beyond what a Lua number holds: 2**62 and its successor differ."""
     log = world.alertlog()
     for n, position in enumerate((9, 10, 2**62, 2**62 + 1)):
-        log.apply(0, token, position, NONE, NONE, [{"n": n}])
+        log.apply(0, token, position, NONE, NONE, [(position, {"n": n})])
     assert [found["n"] for found in world.transitions()] == [0, 1, 2, 3]
 
 
 def test_a_zombie_raises_nothing(world, token):
     """Its transitions are not published, its states not written, the position stays."""
     log = world.alertlog()
-    log.apply(0, token, 1, NONE, frame(alert()), [{"n": 1}])
+    log.apply(0, token, 1, NONE, frame(alert()), [(1, {"n": 1})])
     world.expire(0)
     newer = world.leases("next").acquire(0)
     with pytest.raises(Fenced, match=f"partition 0: fencing token {token} is behind {newer}"):
-        log.apply(0, token, 2, frame(alert()), NONE, [{"n": 2}])
+        log.apply(0, token, 2, frame(alert()), NONE, [(2, {"n": 2})])
     world.expire(0)
     with pytest.raises(Fenced, match="is behind none"):
-        log.apply(0, newer, 2, frame(alert()), NONE, [{"n": 3}])
+        log.apply(0, newer, 2, frame(alert()), NONE, [(2, {"n": 3})])
     assert world.transitions() == [{"n": 1}] and log.load(0)[0] == 1 and log.load(0)[1].height == 1
 
 
 def test_partitions_are_apart(world, token):
     log = world.alertlog()
     other = world.leases("holder").acquire(1)
-    log.apply(0, token, 5, NONE, frame(alert("r1")), [{"n": 0}])
-    log.apply(1, other, 3, NONE, frame(alert("r2")), [{"n": 1}])
+    log.apply(0, token, 5, NONE, frame(alert("r1")), [(5, {"n": 0})])
+    log.apply(1, other, 3, NONE, frame(alert("r2")), [(3, {"n": 1})])
     assert (log.load(0)[0], log.load(1)[0]) == (5, 3)
     assert sorted(log.standing([0, 1])["device"].cast(pl.String)) == ["r1", "r2"]
     assert [found["n"] for found in world.transitions()] == [0, 1]

@@ -44,7 +44,7 @@ def raised(client):
     """Ten transitions in each of two partitions."""
     for partition in range(2):
         token = Leases(client, "holder", 60_000).acquire(partition)
-        told = [{**TRANSITION, "device": f"r{partition}-{number}"} for number in range(10)]
+        told = [(1, {**TRANSITION, "device": f"r{partition}-{number}"}) for number in range(10)]
         AlertLog(client).apply(partition, token, 1, NONE, NONE, told)
     return client
 
