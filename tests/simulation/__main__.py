@@ -9,11 +9,10 @@ import random
 import sys
 import time
 from collections import Counter
-from concurrent.futures import ProcessPoolExecutor, as_completed
 
 os.environ.setdefault("POLARS_MAX_THREADS", "1")  # of every process: its frames have a few rows
 
-from tests.simulation.schedules import STEPS, chunk_of
+from tests.simulation.schedules import STEPS, Chunk, chunk_of
 
 CHUNK = 50  # schedules from one seed, between two lines of progress
 
@@ -29,19 +28,15 @@ def main() -> int:
     seed = options.seed if options.seed is not None else random.randrange(1 << 30)
     print(f"seed {seed}: {options.schedules:,} schedules of up to {STEPS} steps", flush=True)
     began, done, faults, flags = time.monotonic(), 0, Counter(), "--power-cuts " if options.power_cuts else ""
-    # Spawned, not forked: Polars' threads do not come along in a fork.
-    with ProcessPoolExecutor(options.jobs, multiprocessing.get_context("spawn")) as pool:
-        chunks = {
-            pool.submit(chunk_of, seed + first, min(CHUNK, options.schedules - first), options.power_cuts): first
-            for first in range(0, options.schedules, CHUNK)
-        }
-        for chunk in as_completed(chunks):
-            first, (count, seen, wrong) = chunks[chunk], chunk.result()
+    firsts = range(0, options.schedules, CHUNK)
+    chunks = [Chunk(seed + first, min(CHUNK, options.schedules - first), options.power_cuts) for first in firsts]
+    # Spawned, not forked: Polars' threads do not come along in a fork. Where one ends wrong, the others are ended with it.
+    with multiprocessing.get_context("spawn").Pool(options.jobs) as pool:
+        for chunk, seen, wrong in pool.imap_unordered(chunk_of, chunks):
             if wrong:
-                pool.shutdown(wait=False, cancel_futures=True)
-                print(f"{wrong}\nFAILED: replay with {flags}--seed {seed + first} --schedules {count}", flush=True)
+                print(f"{wrong}\nFAILED: replay with {flags}--seed {chunk.seed} --schedules {chunk.schedules}", flush=True)
                 return 1
-            done, faults = done + count, faults + seen
+            done, faults = done + chunk.schedules, faults + seen
             named = ", ".join(f"{times:,} {name}" for name, times in sorted(faults.items()))
             print(f"{done:,} schedules, {done / (time.monotonic() - began):.1f} a second: all ended as they must; {named}", flush=True)
     return 0

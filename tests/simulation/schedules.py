@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import traceback
 from collections import Counter
+from typing import NamedTuple
 
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis import seed as seeded
@@ -24,11 +25,19 @@ def run(seed: int, schedules: int, kind: type[machine.Machine] = machine.Machine
     run_state_machine_as_test(seeded(seed)(type("Schedules", (kind,), {})), settings=chosen)
 
 
-def chunk_of(seed: int, schedules: int, power_cuts: bool) -> tuple[int, Counter[str], str]:
-    """(schedules, faults that landed in them, what went wrong and the steps that led there: empty if nothing did)."""
+class Chunk(NamedTuple):
+    """So many schedules from a seed of their own."""
+
+    seed: int
+    schedules: int
+    power_cuts: bool
+
+
+def chunk_of(chunk: Chunk) -> tuple[Chunk, Counter[str], str]:
+    """(the chunk, faults that landed in it, what went wrong and the steps that led there: empty if nothing did)."""
     machine.faults_seen.clear()
     try:
-        run(seed, schedules, PowerCuts if power_cuts else machine.Machine)
+        run(chunk.seed, chunk.schedules, PowerCuts if chunk.power_cuts else machine.Machine)
     except Exception as error:
-        return schedules, Counter(), "".join(traceback.format_exception(error))
-    return schedules, Counter(machine.faults_seen), ""
+        return chunk, Counter(), "".join(traceback.format_exception(error))
+    return chunk, Counter(machine.faults_seen), ""
