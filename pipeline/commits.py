@@ -13,7 +13,7 @@ from pipeline.core.batch import State
 from pipeline.core.recovery import Stand
 from pipeline.core.schema import SERIES_NAMES, of_series
 from pipeline.errors import Fenced, Unavailable
-from pipeline.stores.alertlog import NAMED, AlertLog
+from pipeline.stores.alertlog import KEY, NAMED, AlertLog, differences
 from pipeline.stores.lake import Lake
 from pipeline.stores.tables import SIDE_TABLES
 
@@ -33,6 +33,11 @@ class Holding:
     raised: int = -1  # position that the alerts in Redis stand for
     transitions: list[dict] = field(default_factory=list)  # not yet offered to Redis
     offered: list[tuple[int, dict]] = field(default_factory=list)  # at which position first; Redis has not said yet that it has them
+
+    @property
+    def has_news(self) -> bool:
+        """Whether there are transitions of which Redis has not said that it has them."""
+        return bool(self.transitions or self.offered)
 
 
 @dataclass
@@ -92,10 +97,10 @@ def raise_alerts(state: State, alertlog: AlertLog, held: Mapping[int, Holding], 
     whole = True
     for partition, holding in held.items():
         after, before = parts.get((partition,)), holding.alerts
-        if partition not in state.positions or (after is None and not (before.height or holding.transitions or holding.offered)):
+        if partition not in state.positions or (after is None and not (before.height or holding.has_news)):
             continue
         after = NAMED.to_frame() if after is None else after
-        if not (holding.transitions or holding.offered) and _same(after, before):
+        if not holding.has_news and all(difference.is_empty() for difference in differences(before, after)):
             continue
         position = state.positions[partition]
         if position <= holding.raised:  # new rules withdrew something: Redis takes it with the next entry, a tick if no other
@@ -109,13 +114,7 @@ def raise_alerts(state: State, alertlog: AlertLog, held: Mapping[int, Holding], 
             lost[partition] = (holding.token, str(error))
             continue
         except Unavailable:  # which of them Redis has, it did not say: none is taken for known from here on
-            holding.alerts = pl.concat([before, after]).unique(["rule", *SERIES_NAMES]).with_columns(severity=pl.lit(None, pl.Int8))
+            holding.alerts = pl.concat([before, after]).unique(KEY).with_columns(severity=pl.lit(None, pl.Int8))
             raise
         holding.alerts, holding.raised, holding.offered = after, position, []
     return whole
-
-
-def _same(after: pl.DataFrame, before: pl.DataFrame) -> bool:
-    """Whether the alerts that stand are those of before; their last values aside."""
-    key = ["rule", *SERIES_NAMES, "severity", "firing", "since", "bound"]
-    return after.height == before.height and after.join(before, on=key, how="anti", nulls_equal=True).is_empty()

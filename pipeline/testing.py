@@ -17,7 +17,7 @@ from pipeline.core.schema import SERIES_NAMES, entry_id, split_entry_id
 from pipeline.core.semantics import NEVER, Semantics
 from pipeline.core.setaside import REFUSED, SERIES_LIMIT, series_of
 from pipeline.errors import Fenced, Invalid, PipelineError, Restarted, Unavailable
-from pipeline.stores.alertlog import NAMED
+from pipeline.stores.alertlog import KEY, NAMED, differences
 from pipeline.stores.connection import RUN_BITS
 from pipeline.stores.rulebook import Version
 from pipeline.stores.streams import Entry, Opened, Settlement
@@ -329,10 +329,8 @@ class MemoryAlertLog:
         stands, known = self._redis.alerts.get(partition, (-1, NAMED.to_frame()))
         if position <= stands:
             return
-        key = ["rule", *SERIES_NAMES]
-        changed = after.join(before, on=[*key, "severity", "firing", "since", "bound"], how="anti", nulls_equal=True).select(list(NAMED))
-        touched = pl.concat([changed.select(key), before.join(after, on=key, how="anti").select(key)])
-        kept = known.join(touched, on=key, how="anti", maintain_order="left")
+        changed, gone = differences(before, after)
+        kept = known.join(pl.concat([changed, gone]), on=KEY, how="anti", maintain_order="left")
         self._redis.alerts[partition] = (position, pl.concat([kept, changed]))
         self._redis.transitions.setdefault(partition, []).extend(each for offered, each in transitions if offered > stands)
 

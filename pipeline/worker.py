@@ -341,7 +341,7 @@ class Worker:
 
     def _raise_alerts(self) -> None:
         active = self._state.active
-        if active is self._alerted and not any(holding.transitions or holding.offered for holding in self._held.values()):
+        if active is self._alerted and not any(holding.has_news for holding in self._held.values()):
             return
         if raise_alerts(self._state, self._alertlog, self._held, self._lost):
             self._alerted = active

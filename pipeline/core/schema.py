@@ -129,10 +129,14 @@ def stacked(frames: Sequence[pl.DataFrame]) -> pl.DataFrame:
     return pl.concat(filled) if len(filled) > 1 else filled[0] if filled else frames[0]
 
 
+def by_place(frame: pl.DataFrame, number: str, known: pl.DataFrame, *columns: str) -> pl.DataFrame:
+    """`frame` with columns of the row of `known` whose place the column `number` says: no join."""
+    return frame.hstack([known[column][frame[number]] for column in columns])
+
+
 def of_series(frame: pl.DataFrame, series: pl.DataFrame, *columns: str) -> pl.DataFrame:
-    """`frame` with columns of the series that each row's `series` numbers: a look-up by place, no join."""
-    numbers = frame["series"]
-    return frame.hstack([series[column][numbers] for column in columns])
+    """`frame` with columns of the series that each row's `series` numbers."""
+    return by_place(frame, "series", series, *columns)
 
 
 def marked(numbers: pl.Series, count: int) -> pl.Series:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import polars as pl
 
+from pipeline.core.schema import by_place
 from pipeline.core.semantics import NEVER, Semantics
 
 # Every device known. Its number, by which all else names it, is its place here; only `State.without_partition` moves it.
@@ -23,9 +24,8 @@ NO_CLOSINGS = CLOSINGS.to_frame()
 
 
 def of_device(frame: pl.DataFrame, devices: pl.DataFrame, *columns: str) -> pl.DataFrame:
-    """`frame` with columns of the device that each row's `device_number` names: a look-up by place, no join."""
-    numbers = frame["device_number"]
-    return frame.hstack([devices[column][numbers] for column in columns])
+    """`frame` with columns of the device that each row's `device_number` names."""
+    return by_place(frame, "device_number", devices, *columns)
 
 
 def numbered(devices: pl.DataFrame) -> pl.DataFrame:

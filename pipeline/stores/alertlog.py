@@ -24,6 +24,15 @@ NAMED = pl.Schema(
 )
 
 
+KEY = ("rule", *SERIES_NAMES)
+
+
+def differences(before: pl.DataFrame, after: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame]:
+    """(alerts that are new or others now, alerts that are gone), of NAMED frames. The last time and value of one are no difference."""
+    changed = after.join(before, on=[*KEY, "severity", "firing", "since", "bound"], how="anti", nulls_equal=True)
+    return changed, before.join(after, on=KEY, how="anti")
+
+
 def _key(row: dict) -> str:
     return json.dumps([row["rule"], *(row[name] for name in SERIES_NAMES)])
 
@@ -54,9 +63,7 @@ class AlertLog:
         Once: the same or an older position changes nothing. Each transition comes with the position at which it was offered first:
         where a reply got lost it may be published already, and is not again.
         """
-        key = ["rule", *SERIES_NAMES]
-        changed = after.join(before, on=[*key, "severity", "firing", "since", "bound"], how="anti", nulls_equal=True)
-        gone = before.join(after, on=key, how="anti")
+        changed, gone = differences(before, after)
         arguments: list = [token, position, TRANSITIONS_MAX, changed.height + gone.height]
         for row in changed.to_dicts():
             arguments += [_key(row), json.dumps({name: row[name] for name in _STATE})]

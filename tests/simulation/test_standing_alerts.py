@@ -31,6 +31,15 @@ class World:
         rows = [(device, "x", self.redis.now_ms // 1000 - behind_seconds, value)]
         self.redis.append(DEVICES[device], payload_of_rows(rows), 1)
 
+    def fail(self, how: str, calls: int, first: int, then: int) -> None:
+        """One value, a turn in which a call fails, and another before the next attempt."""
+        self.send(first, 1)
+        self.process.wire.bend(calls, how)
+        self.turn()
+        self.send(then)
+        for _ in range(3):
+            self.turn()
+
     def stands(self) -> list[bool]:
         """Of each alert that stands, whether it fires."""
         return self.redis.alerts[PARTITION][1]["firing"].to_list()
@@ -63,24 +72,14 @@ def test_what_passed_without_a_transition_is_gone_from_redis_too(world, how, cal
 @failures
 def test_what_passed_before_the_next_attempt_is_gone_from_redis_too(world, how, calls):
     """It was written, or not, and nobody said so; when Redis answers again it has cleared."""
-    world.send(6, 1)
-    world.process.wire.bend(calls, how)
-    world.turn()
-    world.send(2)
-    for _ in range(3):
-        world.turn()
+    world.fail(how, calls, first=6, then=2)
     assert world.redis.alerts.get(PARTITION) is None or world.stands() == []
 
 
 @failures
 def test_a_transition_whose_reply_got_lost_is_raised_once(world, how, calls):
     """More has come before the next attempt, which is for a later position then."""
-    world.send(1, 1)
-    world.process.wire.bend(calls, how)
-    world.turn()
-    world.send(1)
-    for _ in range(3):
-        world.turn()
+    world.fail(how, calls, first=1, then=1)
     assert world.stands() == [True] and world.phases() == ["firing"]
 
 
