@@ -25,7 +25,7 @@ from pipeline.stores.connection import connect, translate
 
 log = logging.getLogger("notifier")
 
-POLL_SECONDS = 0.1
+WAIT_SECONDS = 0.1  # for the next transition, between two looks at whether to stop
 ACKNOWLEDGE_SECONDS = 0.1  # of deliveries acknowledged together
 UNDELIVERED_MAX = 100_000  # transitions in a sink's dead-letter stream
 
@@ -117,13 +117,11 @@ class Notifier:
                     self._reader.open()
                     opened, pending = True, True
                     self.health.worked("start")
-                found = self._reader.read(pending=pending)
+                found = self._reader.read(pending=pending, wait_seconds=WAIT_SECONDS)
                 self._deliver_all(found)
                 pending = pending and bool(found)
                 failures = 0
                 self.health.worked("reading")
-                if not found:
-                    self._stopping.wait(POLL_SECONDS)
             except Unavailable as error:
                 opened, failures = False, failures + 1  # Redis may come back empty: make the groups again
                 self.health.failed("reading", error)

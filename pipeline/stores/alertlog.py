@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Iterable, Sequence
 from itertools import groupby
 from operator import itemgetter
@@ -14,6 +15,7 @@ from pipeline.core.alerts import ACTIVE
 from pipeline.core.schema import SERIES_NAMES
 from pipeline.errors import Unavailable
 from pipeline.stores import connection as keys
+from pipeline.stores.cluster import Cluster
 from pipeline.stores.connection import Scripts, translated
 
 POSITION = b"@position"
@@ -90,6 +92,7 @@ class AlertReader:
         self._redis = client
         self._keys = [keys.alerts_key(partition) for partition in range(partitions)]
         self._consumer = consumer
+        self._one_server = not isinstance(client, Cluster)
 
     def open(self) -> None:
         """Make the groups where they are absent; they begin at the first transition."""
@@ -102,17 +105,28 @@ class AlertReader:
             except redis.exceptions.RedisError as error:
                 raise keys.translate(error) from error
 
-    def read(self, *, pending: bool = False, count: int = 256) -> list[tuple[str, bytes, dict]]:
-        """Transitions to deliver: (stream, id, transition). `pending`: those read before and not acknowledged."""
+    def read(self, *, pending: bool = False, count: int = 256, wait_seconds: float = 0.0) -> list[tuple[str, bytes, dict]]:
+        """Transitions to deliver: (stream, id, transition), up to `count` per partition. `pending`: those read before and not acknowledged.
+
+        Where nothing new is there, this waits so long for it. A cluster has no command that waits at many nodes: there the time passes.
+        """
+        begin, block_ms = ("0", None) if pending else (">", round(wait_seconds * 1000) or None)
         found = []
         with translated():
-            pipe = self._redis.pipeline(transaction=False)
-            for key in self._keys:
-                pipe.xreadgroup(self.GROUP, self._consumer, {key: "0" if pending else ">"}, count=count)
-            for reply in pipe.execute():
-                for key, entries in reply.items() if isinstance(reply, dict) else reply:
-                    entries = entries[0] if isinstance(reply, dict) else entries
-                    found += [(key.decode(), entry, json.loads(fields[b"t"])) for entry, fields in entries if fields]
+            if self._one_server:
+                asked = dict.fromkeys(self._keys, begin)
+                replies = [self._redis.xreadgroup(self.GROUP, self._consumer, asked, count=count, block=block_ms)]
+            else:
+                pipe = self._redis.pipeline(transaction=False)
+                for key in self._keys:
+                    pipe.xreadgroup(self.GROUP, self._consumer, {key: begin}, count=count)
+                replies = pipe.execute()
+        for reply in replies:
+            for key, entries in reply.items() if isinstance(reply, dict) else reply or []:
+                entries = entries[0] if isinstance(reply, dict) else entries
+                found += [(key.decode(), entry, json.loads(fields[b"t"])) for entry, fields in entries if fields]
+        if not found and not pending and not self._one_server:
+            time.sleep(wait_seconds)
         return found
 
     def acknowledge(self, entries: Iterable[tuple[str, bytes]]) -> None:

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import time
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 
 from pipeline.stores.alertlog import NAMED, AlertLog, AlertReader
+from pipeline.stores.cluster import Cluster
 from pipeline.stores.leases import Leases
+from tests.harness import eventually
 
 NONE = NAMED.to_frame()
 
@@ -38,3 +43,20 @@ def test_a_reader_begins_at_the_first_transition(client, token):
     reader = AlertReader(client, 2, "notifier")
     reader.open()
     assert [transition["n"] for _, _, transition in reader.read()] == [1]
+
+
+def test_a_reader_that_waits_gets_a_transition_as_it_comes(client, token):
+    """Where one command can wait at all streams; no longer than it may, and not for what was read before."""
+    reader, log = AlertReader(client, 2, "notifier"), AlertLog(client)
+    reader.open()
+    began = time.monotonic()
+    assert reader.read(wait_seconds=0.2) == [] and 0.15 < time.monotonic() - began < 5
+    assert reader.read(pending=True, wait_seconds=60) == [] and time.monotonic() - began < 10
+    with ThreadPoolExecutor(1) as pool:
+        if not isinstance(client, Cluster):
+            reading = pool.submit(reader.read, wait_seconds=4)
+            eventually(lambda: client.info("clients")["blocked_clients"] == 1, 4, "it waits")
+        log.apply(0, token, 1, NONE, NONE, [(1, {"n": 1})])
+        if isinstance(client, Cluster):
+            reading = pool.submit(reader.read, wait_seconds=4)
+        assert [transition["n"] for _, _, transition in reading.result(2)] == [1]
