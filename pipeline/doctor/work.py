@@ -11,10 +11,12 @@ from pipeline.errors import Invalid
 from pipeline.settings import Settings
 from pipeline.stores.connection import lease_key, translated
 from pipeline.stores.leases import Leases, live_members
+from pipeline.stores.reports import Reports
 from pipeline.stores.rulebook import Rulebook, read_document
 from pipeline.stores.streams import Streams
 
 LAG_WARN_SECONDS, LAG_BAD_SECONDS = 30.0, 300.0
+SERIES_WARN, SERIES_BAD = 0.8, 1.0  # of a limit
 
 
 def examine(settings: Settings, client: redis.Redis) -> Iterator[Finding]:
@@ -34,6 +36,7 @@ def examine(settings: Settings, client: redis.Redis) -> Iterator[Finding]:
     seconds, entries = backlog[worst].oldest_seconds, sum(each.entries for each in backlog.values())
     text = f"{entries:,} entries are not read yet, the oldest for {seconds:.1f} s" + (f" (partition {worst})" if entries else "")
     yield graded("workers", seconds, LAG_WARN_SECONDS, LAG_BAD_SECONDS, text, "start more workers, up to one per partition")
+    yield from _series(settings, client)
     with translated():
         leader = client.hget(lease_key("maintenance"), "owner")
     if leader is None:
@@ -41,6 +44,17 @@ def examine(settings: Settings, client: redis.Redis) -> Iterator[Finding]:
     else:
         yield Finding("upkeep", "ok", f"{leader.decode()} leads the housekeeping")
     yield _rules(client)
+
+
+def _series(settings: Settings, client: redis.Redis) -> Iterator[Finding]:
+    """How near the fullest device and the fullest partition of all are to their limits; nothing where no worker has said so yet."""
+    told = [said["fullest"] for said in Reports(client).all().values() if said["role"] == "worker"]
+    for kind, bound in (("device", settings.device_series_max), ("partition", settings.partition_series_max)):
+        share, which = max(((each[f"{kind}_share"], each[kind]) for each in told), default=(0.0, None), key=lambda each: each[0])
+        if which is not None:
+            text = f"{kind} {which} has {share:.0%} of the {bound:,} series it may have" + (": new ones are refused" if share >= 1 else "")
+            remedy = f"raise PIPELINE_{kind.upper()}_SERIES_MAX and restart the workers, or end what invents names"
+            yield graded("series", share, SERIES_WARN, SERIES_BAD, text, remedy)
 
 
 def _rules(client: redis.Redis) -> Finding:

@@ -15,6 +15,7 @@ from pipeline.doctor import machine, server, tables
 from pipeline.stores.catalog import write_catalog
 from pipeline.stores.connection import PARTITIONS
 from pipeline.stores.leases import Leases
+from pipeline.stores.reports import Reports
 from pipeline.stores.rulebook import Rulebook
 from pipeline.stores.streams import Streams
 from tests.harness import Stack
@@ -139,6 +140,27 @@ def test_partitions_without_a_holder(doctor, well):
 def test_entries_that_wait_for_long(doctor, well):
     well[0].xadd("telemetry:{3}", {"t": "1"}, id=f"{int((time.time() - 100) * 1000)}-0")
     only(doctor(), "warn", "workers", "1 entries are not read yet", "(partition 3)", "more workers")
+
+
+@pytest.mark.parametrize(
+    ("kind", "share", "mark", "words"),
+    [
+        ("device", 0.7, None, []),
+        ("device", 0.85, "warn", ["device core-1 has 85% of the 20,000 series", "raise PIPELINE_DEVICE_SERIES_MAX"]),
+        ("partition", 1.0, "bad", ["partition 3 has 100% of the 100,000 series", "new ones are refused", "PIPELINE_PARTITION_SERIES_MAX"]),
+    ],
+)
+def test_series_near_their_limit(doctor, well, kind, share, mark, words):
+    """The fullest of all workers counts."""
+    few = {"device": "edge-9", "device_share": 0.1, "partition": 0, "partition_share": 0.1}
+    full = few | {kind: {"device": "core-1", "partition": 3}[kind], f"{kind}_share": share}
+    for name, fullest in (("worker-1", full), ("worker-2", few)):
+        Reports(well[0]).put(name, {"role": "worker", "fullest": fullest})
+    found = doctor()
+    if mark is None:
+        assert found == (0, [])
+    else:
+        only(found, mark, "series", *words)
 
 
 def test_nobody_leads(doctor, well):
