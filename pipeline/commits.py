@@ -33,11 +33,20 @@ class Holding:
     raised: int = -1  # position that the alerts in Redis stand for
     transitions: list[dict] = field(default_factory=list)  # not yet offered to Redis
     offered: list[tuple[int, dict]] = field(default_factory=list)  # at which position first; Redis has not said yet that it has them
+    unanswered: tuple[int, pl.DataFrame] | None = None  # position and alerts of the last offer, where nobody said what became of it
 
     @property
     def has_news(self) -> bool:
         """Whether there are transitions of which Redis has not said that it has them."""
         return bool(self.transitions or self.offered)
+
+    def may_offer(self, position: int, after: pl.DataFrame) -> bool:
+        """Whether Redis would take these alerts, and what comes with them: of each position it takes the first that it is told."""
+        if position <= self.raised:
+            return False
+        if self.unanswered is None or self.unanswered[0] < position:
+            return True
+        return not self.transitions and all(difference.is_empty() for difference in differences(self.unanswered[1], after))
 
 
 @dataclass
@@ -103,7 +112,7 @@ def raise_alerts(state: State, alertlog: AlertLog, held: Mapping[int, Holding], 
         if not holding.has_news and all(difference.is_empty() for difference in differences(before, after)):
             continue
         position = state.positions[partition]
-        if position <= holding.raised:  # new rules withdrew something: Redis takes it with the next entry, a tick if no other
+        if not holding.may_offer(position, after):  # new rules withdrew something: it goes with the next entry, a tick if no other
             whole = False
             continue
         holding.offered += [(position, transition) for transition in holding.transitions]
@@ -115,6 +124,7 @@ def raise_alerts(state: State, alertlog: AlertLog, held: Mapping[int, Holding], 
             continue
         except Unavailable:  # which of them Redis has, it did not say: none is taken for known from here on
             holding.alerts = pl.concat([before, after]).unique(KEY).with_columns(severity=pl.lit(None, pl.Int8))
+            holding.unanswered = position, after
             raise
-        holding.alerts, holding.raised, holding.offered = after, position, []
+        holding.alerts, holding.raised, holding.offered, holding.unanswered = after, position, [], None
     return whole

@@ -96,3 +96,19 @@ def test_what_new_rules_withdraw_is_resolved_where_nothing_came_since(world):
     for _ in range(8):  # a tick comes
         world.turn()
     assert world.phases() == ["firing", "resolved"] and world.stands() == []
+
+
+@failures
+def test_what_new_rules_withdraw_before_the_next_attempt_is_resolved(world, how, calls):
+    """Whether Redis took the first attempt nobody said; nothing has come since but new rules, which another partition's entry brings in."""
+    world.send(1)
+    world.process.wire.bend(calls, how)
+    world.turn()
+    world.redis.documents.append("rules: []\n")
+    for _ in range(2):  # the call that fails may be this one
+        world.process.worker._reload_rules()
+    world.send(5, device="c")
+    for _ in range(8):
+        world.turn()
+    assert world.phases() in ([], ["firing", "resolved"])
+    assert PARTITION not in world.redis.alerts or world.stands() == []
