@@ -22,14 +22,17 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.simulation", description=__doc__)
     parser.add_argument("--schedules", type=int, default=1000)
     parser.add_argument("--seed", type=int, help="of the schedules (default: any, printed)")
-    parser.add_argument("--power-cuts", action="store_true", help="on a Redis that loses its last moments, with a clock that may be behind")
+    kinds = parser.add_mutually_exclusive_group()
+    for name, told in (("power-cuts", "on a Redis that loses its last moments, with a clock that may be behind"),
+                       ("rule-changes", "while new versions of the rules come")):  # fmt: skip
+        kinds.add_argument(f"--{name}", dest="machine", action="store_const", const=name, default="faults", help=told)
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="processes (default: one per core); the schedules are the same")
     options = parser.parse_args()
     seed = options.seed if options.seed is not None else random.randrange(1 << 30)
     print(f"seed {seed}: {options.schedules:,} schedules of up to {STEPS} steps", flush=True)
-    began, done, faults, flags = time.monotonic(), 0, Counter(), "--power-cuts " if options.power_cuts else ""
+    began, done, faults, flags = time.monotonic(), 0, Counter(), "" if options.machine == "faults" else f"--{options.machine} "
     firsts = range(0, options.schedules, CHUNK)
-    chunks = [Chunk(seed + first, min(CHUNK, options.schedules - first), options.power_cuts) for first in firsts]
+    chunks = [Chunk(seed + first, min(CHUNK, options.schedules - first), options.machine) for first in firsts]
     # Spawned, not forked: Polars' threads do not come along in a fork. Where one ends wrong, the others are ended with it.
     with multiprocessing.get_context("spawn").Pool(options.jobs) as pool:
         for chunk, seen, wrong in pool.imap_unordered(chunk_of, chunks):

@@ -1,7 +1,8 @@
 """Workers, their faults and time, as a state machine: hypothesis chooses what happens next, the end must be the oracle's.
 
 What is real: the worker, its recovery, its commits, the core. What is in memory: the stores, whose contract the twins share
-with the real ones. Rules do not change here: which version judges an event depends on when a worker looks, which no stream holds.
+with the real ones. Rules do not change here: which version judges an event depends on when a worker looks, which no stream holds
+(`rulechanges.py`).
 """
 
 from __future__ import annotations
@@ -110,7 +111,7 @@ class Machine(RuleBasedStateMachine):
         logging.getLogger("worker").setLevel(logging.CRITICAL)
         self.redis, self.tables, self.seconds = MemoryRedis(), MemoryTables(), 1000.0
         self.processes: list[Process] = []
-        self.started, self.sent = 0, {partition: [] for partition in range(SETTINGS.partitions)}
+        self.started = 0
         self.rows: dict[int, list] = {}  # entry id and partition -> rows
         self.join()
         self.work(0)
@@ -225,15 +226,16 @@ class Machine(RuleBasedStateMachine):
             logging.getLogger("worker").setLevel(self._log_level)
 
     def _end(self) -> None:
-        """All heal, zombies wake, one worker takes everything in; then it is held against the oracle."""
+        """All heal, zombies wake, one worker, new or of them, takes everything in; then it is held against the oracle."""
         for process in list(self.processes):
             process.wire.bend(-1, "")
             self._run(process, process.worker.turn)
-        self.processes.clear()
-        self.join()
+        del self.processes[self.started % 2 :]
+        if not self.processes:
+            self.join()
         for _ in range(3):  # it looks who is there; a lease later it takes what the dead had, however long their leases were
             self.work(0)
-            self.redis.now_ms += 60_000
+            self.pass_time(30)
         for device, partition in DEVICES.items():
             known = self._oracle(partition).series[device]  # another might be one too many
             rows = [(device, min(known, default="end"), self._now() + 500, 5)]
@@ -243,11 +245,17 @@ class Machine(RuleBasedStateMachine):
             if not any(number > stream.delivered for stream in self.redis.streams.values() for number in stream.entries):
                 break
         self.work(0, 3)
+        self.last = self.processes[0].worker._state
         self.leave(0)
         self._judge()
 
     def _judge(self) -> None:
         oracles = [self._oracle(partition) for partition in range(SETTINGS.partitions)]
+        self._judge_rows(oracles)
+        self._judge_alerts()
+        self._judge_books(oracles)
+
+    def _judge_rows(self, oracles: list[Oracle]) -> None:
         rows = self.tables.table("aggregates")
         expected = sorted((row for oracle in oracles for row in oracle.base), key=repr)
         base = [] if rows is None else rows.filter(~pl.col("revision")).select(
@@ -259,15 +267,16 @@ class Machine(RuleBasedStateMachine):
         found = {(str(device), str(metric), window): [count, total] for device, metric, window, count, total in late}
         assert found == {key: value for oracle in oracles for key, value in oracle.revised.items()}
 
-        whole = {partition: entries for partition, entries in self.redis.appended.items() if entries}
-        state, right = step(State(), to_batch(whole), read_document(RULES, 1), SEMANTICS)
+    def _judge_alerts(self) -> None:
+        state, right = step(State(), to_batch(self._whole()), read_document(RULES, 1), SEMANTICS)
         anomalies = self.tables.table("anomalies")
         assert _texts(anomalies) == _texts(right.anomalies)
         raised = Counter(_transition(each) for of_partition in self.redis.transitions.values() for each in of_partition)
         assert raised == Counter(_transition(each) for each in _named(right.transitions, state))
         stands = [each for _, alerts in self.redis.alerts.values() for each in alerts.to_dicts()]
-        assert sorted(map(_alert, stands)) == sorted(map(_alert, state.active.join(state.series, on="series").to_dicts()))
+        assert sorted(map(alert, stands)) == sorted(map(alert, state.active.join(state.series, on="series").to_dicts()))
 
+    def _judge_books(self, oracles: list[Oracle]) -> None:
         counts, accepted = MemoryLake(self.tables).counts(), sum(self.redis.accepted.values())
         open_rows = sum(len(held) for oracle in oracles for held in oracle.open.values())
         accounted = counts["aggregated"] + counts["late"] + counts["repeated"] + counts["dead_lettered"] + open_rows
@@ -277,8 +286,12 @@ class Machine(RuleBasedStateMachine):
         dead_letters = self.tables.table("dead_letters")
         assert reasons == Counter([] if dead_letters is None else dead_letters["reason"].to_list())
         faults_seen["series limit"] += reasons["series_limit"]
-        waiting = sum(entry.event_count for partition in whole for entry in MemoryStreams(self.redis).outstanding(partition))
+        waiting = sum(entry.event_count for partition in self._whole() for entry in MemoryStreams(self.redis).outstanding(partition))
         assert waiting == open_rows == len(DEVICES), "entries were left unsettled, or settled while their rows are open"
+
+    def _whole(self) -> dict[int, list]:
+        """Every entry that there ever was, by partition."""
+        return {partition: entries for partition, entries in self.redis.appended.items() if entries}
 
     def _oracle(self, partition: int) -> Oracle:
         oracle = Oracle(SEMANTICS)
@@ -297,7 +310,7 @@ def _texts(frame: pl.DataFrame | None) -> list[str]:
     return [] if frame is None else sorted(map(repr, frame.rows()))
 
 
-def _alert(each: dict) -> tuple:
+def alert(each: dict) -> tuple:
     return tuple(str(each[name]) for name in ("rule", *SERIES_NAMES, "severity", "firing", "since", "bound"))
 
 

@@ -12,8 +12,10 @@ from hypothesis.stateful import run_state_machine_as_test
 
 from tests.simulation import machine
 from tests.simulation.powercuts import PowerCuts
+from tests.simulation.rulechanges import RuleChanges
 
 STEPS = 30
+MACHINES = {"faults": machine.Machine, "power-cuts": PowerCuts, "rule-changes": RuleChanges}
 
 
 def run(seed: int, schedules: int, kind: type[machine.Machine] = machine.Machine) -> None:
@@ -26,18 +28,18 @@ def run(seed: int, schedules: int, kind: type[machine.Machine] = machine.Machine
 
 
 class Chunk(NamedTuple):
-    """So many schedules from a seed of their own."""
+    """So many schedules of one of the MACHINES, from a seed of their own."""
 
     seed: int
     schedules: int
-    power_cuts: bool
+    machine: str = "faults"
 
 
 def chunk_of(chunk: Chunk) -> tuple[Chunk, Counter[str], str]:
     """(the chunk, faults that landed in it, what went wrong and the steps that led there: empty if nothing did)."""
     machine.faults_seen.clear()
     try:
-        run(chunk.seed, chunk.schedules, PowerCuts if chunk.power_cuts else machine.Machine)
+        run(chunk.seed, chunk.schedules, MACHINES[chunk.machine])
     except Exception as error:
         return chunk, Counter(), "".join(traceback.format_exception(error))
     return chunk, Counter(machine.faults_seen), ""

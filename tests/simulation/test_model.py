@@ -10,6 +10,7 @@ import sys
 
 from tests.simulation import machine
 from tests.simulation.powercuts import PowerCuts
+from tests.simulation.rulechanges import RuleChanges
 from tests.simulation.schedules import Chunk, chunk_of, run
 
 SCHEDULES = 100
@@ -22,6 +23,15 @@ def test_a_redis_that_loses_its_last_moments_loses_nothing_else():
     machine.faults_seen.clear()
     run(seed, SCHEDULES, PowerCuts)
     assert {"crash", "lost", "refused", "clock", "kill", "power cut"} <= machine.faults_seen.keys(), machine.faults_seen
+
+
+def test_alerts_make_sense_while_the_rules_change():
+    """What stands in Redis is what the worker knows, and what was told of it alternates."""
+    seed = int(os.environ.get("MODEL_SEED", random.randrange(1 << 30)))
+    print(f"MODEL_SEED={seed}")
+    machine.faults_seen.clear()
+    run(seed, SCHEDULES, RuleChanges)
+    assert {"crash", "lost", "refused", "kill", "rules"} <= machine.faults_seen.keys(), machine.faults_seen
 
 
 def test_any_schedule_of_faults_ends_as_the_oracle_says():
@@ -44,5 +54,5 @@ def test_a_schedule_that_ends_wrong_is_told_with_its_steps(monkeypatch):
         raise AssertionError("a row too many")
 
     monkeypatch.setattr(machine.Machine, "_judge", wrong)
-    _, _, told = chunk_of(Chunk(3, 1, power_cuts=False))
+    _, _, told = chunk_of(Chunk(3, 1))
     assert "a row too many" in told and "state.teardown()" in told
