@@ -13,7 +13,7 @@ from pipeline.core.batch import State
 from pipeline.core.recovery import Stand
 from pipeline.core.schema import SERIES_NAMES, of_series
 from pipeline.errors import Fenced, Unavailable
-from pipeline.stores.alertlog import KEY, NAMED, AlertLog, differences
+from pipeline.stores.alertlog import KEY, NAMED, AlertLog, same
 from pipeline.stores.lake import Lake
 from pipeline.stores.tables import SIDE_TABLES
 
@@ -46,7 +46,7 @@ class Holding:
             return False
         if self.unanswered is None or self.unanswered[0] < position:
             return True
-        return not self.transitions and all(difference.is_empty() for difference in differences(self.unanswered[1], after))
+        return not self.transitions and same(self.unanswered[1], after)
 
 
 @dataclass
@@ -109,7 +109,7 @@ def raise_alerts(state: State, alertlog: AlertLog, held: Mapping[int, Holding], 
         if partition not in state.positions or (after is None and not (before.height or holding.has_news)):
             continue
         after = NAMED.to_frame() if after is None else after
-        if not holding.has_news and all(difference.is_empty() for difference in differences(before, after)):
+        if not holding.has_news and same(before, after):
             continue
         position = state.positions[partition]
         if not holding.may_offer(position, after):  # new rules withdrew something: it goes with the next entry, a tick if no other

@@ -13,13 +13,13 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from pipeline.core.cardinality import NEAR_SHARE
 from pipeline.errors import Unavailable
 from pipeline.settings import Settings
 from pipeline.status import status
 from pipeline.stores.connection import connect
 
 WATCH_SECONDS = 1.0
-NEAR_SHARE = 0.8  # of a limit on series: from here on it is shown
 _COLOURS = {"open": "green", "fair": "yellow", "closed": "red"}
 
 

@@ -14,6 +14,8 @@ from pipeline.core.schema import SERIES_NAMES
 from pipeline.core.semantics import NEVER, Semantics
 from pipeline.core.setaside import SERIES_LIMIT, TOO_LATE, dead_rows
 
+NEAR_SHARE = 0.8  # of a limit: from here on it is told
+
 
 class Fullest(NamedTuple):
     """The partition and the device that are closest to their limit, and the share of it that they have."""

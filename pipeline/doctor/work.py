@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import redis
 
+from pipeline.core.cardinality import NEAR_SHARE
 from pipeline.doctor.finding import Finding, graded
 from pipeline.errors import Invalid
 from pipeline.settings import Settings
@@ -16,7 +17,6 @@ from pipeline.stores.rulebook import Rulebook, read_document
 from pipeline.stores.streams import Streams
 
 LAG_WARN_SECONDS, LAG_BAD_SECONDS = 30.0, 300.0
-SERIES_WARN, SERIES_BAD = 0.8, 1.0  # of a limit
 
 
 def examine(settings: Settings, client: redis.Redis) -> Iterator[Finding]:
@@ -48,13 +48,13 @@ def examine(settings: Settings, client: redis.Redis) -> Iterator[Finding]:
 
 def _series(settings: Settings, client: redis.Redis) -> Iterator[Finding]:
     """How near the fullest device and the fullest partition of all are to their limits; nothing where no worker has said so yet."""
-    told = [said["fullest"] for said in Reports(client).all().values() if said["role"] == "worker"]
+    told = [said["fullest"] for said in Reports(client).all().values() if said.get("fullest")]  # workers say it
     for kind, bound in (("device", settings.device_series_max), ("partition", settings.partition_series_max)):
         share, which = max(((each[f"{kind}_share"], each[kind]) for each in told), default=(0.0, None), key=lambda each: each[0])
         if which is not None:
             text = f"{kind} {which} has {share:.0%} of the {bound:,} series it may have" + (": new ones are refused" if share >= 1 else "")
             remedy = f"raise PIPELINE_{kind.upper()}_SERIES_MAX and restart the workers, or end what invents names"
-            yield graded("series", share, SERIES_WARN, SERIES_BAD, text, remedy)
+            yield graded("series", share, NEAR_SHARE, 1.0, text, remedy)
 
 
 def _rules(client: redis.Redis) -> Finding:

@@ -35,6 +35,11 @@ def differences(before: pl.DataFrame, after: pl.DataFrame) -> tuple[pl.DataFrame
     return changed, before.join(after, on=KEY, how="anti")
 
 
+def same(before: pl.DataFrame, after: pl.DataFrame) -> bool:
+    """Whether there are no differences."""
+    return all(difference.is_empty() for difference in differences(before, after))
+
+
 def _key(row: dict) -> str:
     return json.dumps([row["rule"], *(row[name] for name in SERIES_NAMES)])
 
@@ -113,14 +118,11 @@ class AlertReader:
         begin, block_ms = ("0", None) if pending else (">", round(wait_seconds * 1000) or None)
         found = []
         with translated():
-            if self._one_server:
-                asked = dict.fromkeys(self._keys, begin)
-                replies = [self._redis.xreadgroup(self.GROUP, self._consumer, asked, count=count, block=block_ms)]
-            else:
-                pipe = self._redis.pipeline(transaction=False)
-                for key in self._keys:
-                    pipe.xreadgroup(self.GROUP, self._consumer, {key: begin}, count=count)
-                replies = pipe.execute()
+            pipe = self._redis.pipeline(transaction=False)
+            for together in [self._keys] if self._one_server else [[key] for key in self._keys]:
+                asked = dict.fromkeys(together, begin)
+                pipe.xreadgroup(self.GROUP, self._consumer, asked, count=count, block=block_ms if self._one_server else None)
+            replies = pipe.execute()
         for reply in replies:
             for key, entries in reply.items() if isinstance(reply, dict) else reply or []:
                 entries = entries[0] if isinstance(reply, dict) else entries

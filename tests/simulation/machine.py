@@ -273,8 +273,13 @@ class Machine(RuleBasedStateMachine):
         assert _texts(anomalies) == _texts(right.anomalies)
         raised = Counter(_transition(each) for of_partition in self.redis.transitions.values() for each in of_partition)
         assert raised == Counter(_transition(each) for each in _named(right.transitions, state))
+        self._judge_standing(state)
+
+    def _judge_standing(self, state: State) -> list[dict]:
+        """The alerts that stand in Redis; they are those of this state."""
         stands = [each for _, alerts in self.redis.alerts.values() for each in alerts.to_dicts()]
-        assert sorted(map(alert, stands)) == sorted(map(alert, state.active.join(state.series, on="series").to_dicts()))
+        assert sorted(map(_alert, stands)) == sorted(map(_alert, state.active.join(state.series, on="series").to_dicts()))
+        return stands
 
     def _judge_books(self, oracles: list[Oracle]) -> None:
         counts, accepted = MemoryLake(self.tables).counts(), sum(self.redis.accepted.values())
@@ -310,7 +315,7 @@ def _texts(frame: pl.DataFrame | None) -> list[str]:
     return [] if frame is None else sorted(map(repr, frame.rows()))
 
 
-def alert(each: dict) -> tuple:
+def _alert(each: dict) -> tuple:
     return tuple(str(each[name]) for name in ("rule", *SERIES_NAMES, "severity", "firing", "since", "bound"))
 
 

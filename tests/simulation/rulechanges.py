@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import rule
 
 from pipeline.core.rules import SEVERITIES
-from pipeline.core.schema import SERIES_NAMES
-from tests.simulation.machine import RULES, Machine, alert, faults_seen
+from pipeline.stores.alertlog import KEY
+from tests.simulation.machine import RULES, Machine, faults_seen
 
 STRICTER = """
 rules:
@@ -45,13 +45,15 @@ class RuleChanges(Machine):
             self._run(process, process.worker._reload_rules)
 
     def _judge_alerts(self) -> None:
-        stands = sorted(alert(each) for _, alerts in self.redis.alerts.values() for each in alerts.to_dicts())
-        assert stands == sorted(map(alert, self.last.active.join(self.last.series, on="series").to_dicts()))
+        stands = self._judge_standing(self.last)
         fires: dict[tuple, int] = {}  # rule and series -> severity, 0: it does not
         for transition in (each for of_partition in self.redis.transitions.values() for each in of_partition):
-            key = tuple(transition[name] for name in ("rule", *SERIES_NAMES))
+            key = _key(transition)
             before, severity = fires.get(key, 0), 1 + SEVERITIES.index(transition["severity"])
             assert {"firing": severity > before, "resolved": before == severity, "pending": not before}[transition["phase"]], transition
             fires[key] = severity if transition["phase"] == "firing" else 0
-        firing = {each[: 1 + len(SERIES_NAMES)] for each in stands if each[2 + len(SERIES_NAMES)] == "True"}
-        assert {tuple(map(str, key)) for key, severity in fires.items() if severity} == firing
+        assert {key for key, severity in fires.items() if severity} == {_key(each) for each in stands if each["firing"]}
+
+
+def _key(each: dict) -> tuple:
+    return tuple(each[name] for name in KEY)
