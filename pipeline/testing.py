@@ -15,7 +15,7 @@ import polars as pl
 from pipeline.core.recovery import LAST_ROWS, Stand
 from pipeline.core.schema import SERIES_NAMES, entry_id, split_entry_id
 from pipeline.core.semantics import NEVER, Semantics
-from pipeline.core.setaside import REFUSED, SERIES_LIMIT, series_of
+from pipeline.core.setaside import REFUSED, refused_of
 from pipeline.errors import Fenced, Invalid, PipelineError, Restarted, Unavailable
 from pipeline.stores.alertlog import KEY, NAMED, differences
 from pipeline.stores.connection import RUN_BITS
@@ -435,8 +435,8 @@ class MemoryLake:
     def _refused(self, partition: int, entries: Sequence[int]) -> pl.DataFrame:
         if (rows := self._tables.table("dead_letters")) is None:
             return REFUSED.to_frame()
-        rows = rows.filter(pl.col("partition") == partition, pl.col("reason") == SERIES_LIMIT, pl.col("entry").is_in(list(entries)))
-        return rows.select("entry", series=series_of(pl.col("event"))).unique()
+        rows = rows.lazy().filter(pl.col("partition") == partition, pl.col("entry").is_in(list(entries)))
+        return refused_of(rows).collect()
 
     def counts(self) -> dict[str, int]:
         """As the real lake's, for the books."""

@@ -56,10 +56,9 @@ def recover(
     events = without_refused(replayed.events, refused)
     events = events.with_columns(log_time=log_time(pl.col("entry")), window=window_of(pl.col("event_time"), semantics.width))
     names = list(SERIES_NAMES)
-    times = _device_times(last_rows, events, semantics)
+    times = _device_times(last_rows, events)
     watermark = pl.max_horizontal(pl.col("newest") - semantics.disorder, "closed_to")
     open_rows = events.join(times, on="device", maintain_order="left").filter(pl.col("window") + semantics.width > watermark)
-    # A series whose events all came too late is none that is known.
     known = stacked([last_rows[names], open_rows[names], active[names]]).unique(maintain_order=True)
     devices = (
         known.select("device").unique(maintain_order=True)  # also one of which nothing is known but an alert
@@ -93,13 +92,11 @@ def active_of(alerts: pl.DataFrame, state: State) -> pl.DataFrame:
     return alerts.join(state.series.select("series", "partition", *SERIES_NAMES), on=SERIES_NAMES).select(state.active.columns)
 
 
-def _device_times(last_rows: pl.DataFrame, events: pl.DataFrame, semantics: Semantics) -> pl.DataFrame:
+def _device_times(last_rows: pl.DataFrame, events: pl.DataFrame) -> pl.DataFrame:
     """device, newest, arrived, closed_to (null: never) of each device with a row or an event."""
     in_lake = last_rows[["device", "newest", "arrived", "closed_to"]]
     newest = stacked([in_lake[["device", "newest"]], events.select("device", newest="event_time")])
     newest = newest.group_by("device").agg(pl.col("newest").max())
-    # Rows that came too late became dead letters and left no trace on their device.
-    events = events.join(newest, on="device").filter(pl.col("newest") - pl.col("event_time") <= semantics.lateness_max)
     arrived = events.select("device", arrived="log_time", closed_to=pl.lit(None, pl.Int64))
     arrived = stacked([in_lake.drop("newest"), arrived]).group_by("device").agg(pl.col("arrived", "closed_to").max())
     return newest.join(arrived, on="device", how="left")

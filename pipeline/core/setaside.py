@@ -1,19 +1,21 @@
 """Events that a step sets aside, as dead letters; and which of an entry's events were refused, as those dead letters tell it.
 
 A refused event has no row in the aggregates, and its entry may stay pending for another event's sake. So recovery goes by
-its dead letter, which is committed no later than the position: not by the limit, which may have been another then.
+its dead letter, which is committed no later than the position: not by the limit, which may have been another then, nor by
+what came before it, of which Redis may have lost some since.
 """
 
 from __future__ import annotations
 
 import polars as pl
 
-from pipeline.core.schema import DEAD_ROWS
+from pipeline.core.schema import DEAD_ROWS, marked
 
 TOO_LATE = "too_late"
 SERIES_LIMIT = "series_limit"
-# Series that were refused in an entry. Of one entry all its events in time were, or none: a limit that is met stays met.
-REFUSED = pl.Schema({"entry": pl.Int64(), "series": pl.String()})
+# How many events of a series and time were refused in an entry. They are the last of them there: neither a device's event
+# time goes back, nor what is known of series.
+REFUSED = pl.Schema({"entry": pl.Int64(), "sample": pl.String(), "count": pl.UInt32()})
 
 
 def dead_rows(events: pl.DataFrame, field: str, reason: str) -> pl.DataFrame:
@@ -22,24 +24,30 @@ def dead_rows(events: pl.DataFrame, field: str, reason: str) -> pl.DataFrame:
     event = pl.concat_str(
         _series_text(),
         pl.lit(',"value":'), pl.coalesce(pl.col("exact").cast(pl.String), pl.col("value").cast(pl.String)),
-        pl.lit(',"timestamp":"'), pl.col("event_time").cast(pl.Datetime("us")).dt.strftime("%Y-%m-%dT%H:%M:%S%.6fZ"), pl.lit('"}'),
+        _time_text(),
     )  # fmt: skip
     return events.select(
         "partition", "entry", pl.col("device").cast(pl.String), pl.lit(field).alias("field"), pl.lit(reason).alias("reason"), event=event
     ).select(list(DEAD_ROWS))
 
 
-def series_of(event: pl.Expr) -> pl.Expr:
-    """What names the series in the text of a dead letter of ours: all before the value."""
-    return event.str.replace(r',"value":[^"]*,"timestamp":"[^"]*"\}$', "")
+def refused_of(dead_letters: pl.LazyFrame, *key: str) -> pl.LazyFrame:
+    """REFUSED, after the columns of `key`, of those of the dead letters (DEAD_ROWS) that more than the event itself decided on."""
+    # As it is sent, but for the value, whose digits another version may write in another way.
+    sample = pl.col("event").str.replace(r',"value":[^"]*(,"timestamp":"[^"]*"\})$', "$1")
+    ours = dead_letters.filter(pl.col("reason").is_in([TOO_LATE, SERIES_LIMIT]))
+    return ours.group_by(*key, "entry", sample=sample).agg(pl.len().alias("count"))
 
 
 def without_refused(events: pl.DataFrame, refused: pl.DataFrame) -> pl.DataFrame:
-    """`events` (BATCH_EVENTS) but for those of series that were refused (REFUSED) in their entry."""
-    if refused.is_empty() or events.is_empty():
+    """`events` (BATCH_EVENTS) but for those that were refused (REFUSED)."""
+    rows = events.with_row_index("row").join(refused, on="entry", how="semi", maintain_order="left")
+    if rows.is_empty():
         return events
-    named = events.rechunk().with_columns(series=_series_text())
-    return named.join(refused, on=["entry", "series"], how="anti", maintain_order="left").drop("series")
+    rows = rows.rechunk().select("row", "entry", sample=pl.concat_str(_series_text(), _time_text()))
+    rows = rows.join(refused, on=["entry", "sample"], maintain_order="left")
+    last = pl.int_range(pl.len(), 0, -1).over("entry", "sample") <= pl.col("count")
+    return events.filter(~marked(rows.filter(last)["row"], events.height))
 
 
 def _series_text() -> pl.Expr:
@@ -50,6 +58,11 @@ def _series_text() -> pl.Expr:
         pl.lit(',"kind":'), kind,
         pl.lit(',"tags":'), pl.when(tags == "").then(pl.lit("{}")).otherwise(tags),
     )  # fmt: skip
+
+
+def _time_text() -> pl.Expr:
+    time = pl.col("event_time").cast(pl.Datetime("us")).dt.strftime("%Y-%m-%dT%H:%M:%S%.6fZ")
+    return pl.concat_str(pl.lit(',"timestamp":"'), time, pl.lit('"}'))
 
 
 def _quoted(column: str) -> pl.Expr:

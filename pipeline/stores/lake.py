@@ -30,7 +30,7 @@ from deltalake.exceptions import CommitFailedError, DeltaError, TableNotFoundErr
 from pipeline.core.recovery import LAST_ROWS, Stand
 from pipeline.core.schema import SERIES_NAMES, log_time
 from pipeline.core.semantics import NEVER, Semantics
-from pipeline.core.setaside import REFUSED, SERIES_LIMIT, series_of
+from pipeline.core.setaside import REFUSED, refused_of
 from pipeline.errors import Fenced, Invalid, Unavailable
 from pipeline.stores.deltalog import Transactions
 from pipeline.stores.filecounts import FileCounts, scan
@@ -427,16 +427,16 @@ class Lake:
         return self._collected("dead_letters", found.select(pl.len())).item()
 
     def refused(self, entries: Mapping[int, Sequence[int]]) -> dict[int, pl.DataFrame]:
-        """REFUSED of these entries (partition -> ids): what of them became dead letters since a limit on series was met."""
+        """REFUSED of these entries (partition -> ids): what of them became dead letters by what came before it."""
         places = [(partition, entry) for partition, ids in entries.items() for entry in ids]
         found = {partition: REFUSED.to_frame() for partition in entries}
         if not places:
             return found
         wanted = pl.LazyFrame(places, schema={"partition": pl.Int32, "entry": pl.Int64}, orient="row")
         since = wanted.select(log_time(pl.col("entry").min()).cast(pl.Datetime("us"))).collect().item()
-        rows = self._scan_table("dead_letters").filter(pl.col("reason") == SERIES_LIMIT, pl.col("received_at") >= since)
-        rows = rows.join(wanted, on=["partition", "entry"], how="semi").select("partition", "entry", series=series_of(pl.col("event")))
-        parts = self._collected("dead_letters", rows.unique()).partition_by("partition", as_dict=True, include_key=False)
+        rows = self._scan_table("dead_letters").filter(pl.col("received_at") >= since)
+        rows = refused_of(rows.join(wanted, on=["partition", "entry"], how="semi"), "partition")
+        parts = self._collected("dead_letters", rows).partition_by("partition", as_dict=True, include_key=False)
         return found | {partition: part for (partition,), part in parts.items()}
 
     def accounted(self, partitions: Iterable[int]) -> dict[int, int]:

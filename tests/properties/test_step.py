@@ -18,7 +18,7 @@ from pipeline.core.recovery import LAST_ROWS, recover
 from pipeline.core.rules import Rules, parse
 from pipeline.core.schema import AGGREGATES, DEAD_ROWS, SERIES_NAMES, entry_id
 from pipeline.core.semantics import NEVER, Semantics
-from pipeline.core.setaside import REFUSED, SERIES_LIMIT, series_of, without_refused
+from pipeline.core.setaside import REFUSED, SERIES_LIMIT, refused_of, without_refused
 from pipeline.core.windows import window_of
 from pipeline.stores.alertlog import NAMED
 from tests.oracle import Oracle
@@ -205,8 +205,7 @@ class Lake:
 
 
     def refused(self, entries):
-        dead = self.table("dead_letters", DEAD_ROWS.to_frame()).filter(pl.col("reason") == SERIES_LIMIT, pl.col("entry").is_in(entries))
-        return dead.select("entry", series=series_of(pl.col("event"))).unique()
+        return refused_of(self.table("dead_letters", DEAD_ROWS.to_frame()).lazy().filter(pl.col("entry").is_in(entries))).collect()
 
 
 def named_alerts(state):
@@ -366,7 +365,7 @@ def test_names_of_any_kind_are_found_again_in_what_was_refused():
     _, output = step(State(), Batch(events, entries), RULES, replace(SEMANTICS, partition_series_max=3))
     dead = output.dead_letters
     assert dead["reason"].unique().to_list() == [SERIES_LIMIT]
-    refused = dead.select("entry", series=series_of(pl.col("event"))).unique()
+    refused = refused_of(dead.lazy()).collect()
     left = without_refused(events, refused)
     assert left.unique(SERIES_NAMES).height == 3 and left.height + dead.height == events.height
     assert without_refused(events, REFUSED.to_frame()).equals(events)

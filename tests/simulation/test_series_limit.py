@@ -10,46 +10,9 @@ import polars as pl
 import pytest
 
 from pipeline.core.recovery import Stand
-from pipeline.testing import MemoryLake, MemoryRedis, MemoryTables
-from tests.simulation.machine import SETTINGS, Process, payload_of_rows
-
-
-class World:
-    """One partition after the other worker; time moves by hand."""
-
-    def __init__(self):
-        self.redis, self.tables, self.seconds = MemoryRedis(), MemoryTables(), 1000.0
-        self.started = 0
-
-    def worker(self, partition_series_max):
-        limited = SETTINGS.model_copy(update={"partition_series_max": partition_series_max, "device_series_max": 1000})
-        self.started += 1
-        worker = Process(f"w{self.started}", self.redis, self.tables, lambda: self.seconds, limited).worker
-        worker.start()
-        return worker
-
-    def turn(self, worker, times=2):
-        for _ in range(times):
-            self.seconds += 1
-            self.redis.now_ms += 1000
-            worker.renew()
-            worker.turn()
-
-    def send(self, rows):
-        now = self.redis.now_ms // 1000
-        self.redis.append(0, payload_of_rows([(device, metric, now, value) for device, metric, value in rows]), len(rows))
-
-    def hold_no_names(self):
-        """As a lake outside of the process: what it has is texts."""
-
-        def texts(frame):
-            return frame.with_columns(pl.col(pl.Categorical).cast(pl.String))
-
-        self.tables.rows = {table: [texts(frame) for frame in frames] for table, frames in self.tables.rows.items()}
-
-    def leave(self, worker):
-        worker.stop()
-        worker.leave()
+from pipeline.testing import MemoryLake
+from tests.simulation.machine import payload_of_rows
+from tests.simulation.world import World
 
 
 @pytest.mark.parametrize(("first", "then", "refused"), [(2, 9, 1), (9, 1, 0)])
