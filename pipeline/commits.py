@@ -26,7 +26,8 @@ class Holding:
 
     token: int
     tables: dict[str, int] = field(default_factory=dict)  # table -> committed position; empty until it is recovered
-    incarnation: int = 0  # of the stream, as it was opened
+    incarnation: int = 0  # of the stream, as it was opened last
+    opened: bool = False  # and as far as is known it still is that one
     pending: list[int] = field(default_factory=list)  # entry ids, growing
     reread_after: int | None = None  # a reply got lost: read own history after this id before anything new
     alerts: pl.DataFrame = field(default_factory=NAMED.to_frame)  # as Redis has them

@@ -152,6 +152,7 @@ class MemoryStreams:
     def __init__(self, redis: MemoryRedis, wire: Wire | None = None) -> None:
         self._redis = redis
         self._wire = wire or Wire()
+        self._in_doubt: set[int] = set()
 
     def agree(self, partitions: int) -> None:
         if self._redis.partitions is None:
@@ -160,7 +161,15 @@ class MemoryStreams:
             raise Invalid(f"this Redis holds streams of {self._redis.partitions} partitions, not PIPELINE_PARTITIONS={partitions}")
 
     def open(self, partition: int, token: int, position: int, newest: int, stands: Iterable[Stand], accepted: int | None) -> Opened:
-        return self._wire.call(self._open, partition, token, position, newest, list(stands), accepted)
+        try:
+            opened = self._wire.call(self._open, partition, token, position, newest, list(stands), accepted)
+        except Unavailable:
+            self._in_doubt.add(partition)
+            raise
+        if opened.moved or partition in self._in_doubt:  # nothing is made of what was moved before the disk has it
+            self._redis.sync()
+        self._in_doubt.discard(partition)
+        return opened
 
     def _open(self, partition: int, token: int, position: int, newest: int, stands: list[Stand], accepted: int | None) -> Opened:
         self._redis.fence(partition, token)
@@ -190,8 +199,6 @@ class MemoryStreams:
         for number in moved:
             self._redis.add(stream, stream.entries.pop(number))
         stream.pending = [entry for entry in stream.pending if entry not in moved]
-        if moved:  # nothing is made of these before the disk has them
-            self._redis.sync()
         return Opened(made, current, len(moved))
 
     def exists(self, partition: int) -> bool:

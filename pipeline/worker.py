@@ -242,7 +242,7 @@ class Worker:
         holding = self._held[partition]
         self.health.moved()
         opened = self._streams.open(partition, holding.token, holding.tables["aggregates"], newest, stands, accounted)
-        holding.incarnation = opened.incarnation
+        holding.incarnation, holding.opened = opened.incarnation, True
         if opened.moved:
             told = "partition %d: Redis forgot its last moments, and its clock is behind them; %d entries that came since were moved"
             log.warning(told, partition, opened.moved, extra={"partitions": [partition]})
@@ -275,24 +275,21 @@ class Worker:
             self._state = names.as_names(self._state, self._made, self._held)
 
     def _read(self) -> tuple[dict[int, list[Entry]], bool]:
-        """New entries of all partitions held, in one round trip; whether some had more than were asked for."""
-        if not self._held:
-            return {}, False
-        tokens = {partition: holding.token for partition, holding in self._held.items()}
+        """New entries of all partitions held, in one round trip; whether to ask for more at once."""
+        failed = self._open_again()
+        opened = {partition: holding for partition, holding in self._held.items() if holding.opened}
+        tokens = {partition: holding.token for partition, holding in opened.items()}
         count = self._entries_per_read
-        replies = self._streams.read(tokens, count, {p: holding.reread_after for p, holding in self._held.items()})
+        after = {partition: holding.reread_after for partition, holding in opened.items()}
+        replies = self._streams.read(tokens, count, after) if opened else {}
         entries: dict[int, list[Entry]] = {}
-        rows, failed = 0, None
+        rows, full = 0, False
         for partition, reply in replies.items():
             holding = self._held[partition]
             if isinstance(reply, Fenced):
                 self._lost[partition] = (holding.token, str(reply))
             elif isinstance(reply, Restarted):
-                position = self._state.positions[partition]
-                try:
-                    self._open(partition, position, [Stand(position, holding.incarnation)])
-                except Fenced as error:
-                    self._lost[partition] = (holding.token, str(error))
+                holding.opened, full = False, True
             elif isinstance(reply, PipelineError):
                 failed = reply
                 holding.reread_after = max(self._state.positions[partition], holding.pending[-1] if holding.pending else 0)
@@ -312,7 +309,7 @@ class Worker:
                     log.error(told, partition, gone, extra={"partitions": [partition]})
             else:
                 holding.reread_after = None
-        full = any(len(reply) == count for reply in entries.values())
+        full |= any(len(reply) == count for reply in entries.values())
         if rows:  # as many entries next time as make about one step's worth of rows
             each = rows / sum(map(len, entries.values()))
             fits = self._settings.step_rows_max / each / len(self._held)
@@ -320,6 +317,23 @@ class Worker:
         if failed is not None and not entries:
             raise failed
         return entries, full
+
+    def _open_again(self) -> Unavailable | None:
+        """Open streams whose Redis was started again; Unavailable where it was away, or did not say which incarnation they are in.
+
+        Of these nothing is read: who read on would commit it as of the incarnation before, and it would be taken for unread.
+        """
+        failed = None
+        for partition, holding in self._held.items():
+            if not holding.opened:
+                position = self._state.positions[partition]
+                try:
+                    self._open(partition, position, [Stand(position, holding.incarnation)])
+                except Fenced as error:
+                    self._lost[partition] = (holding.token, str(error))
+                except Unavailable as error:
+                    failed = error
+        return failed
 
     def _keep(self, output: Output, state: State) -> None:
         """Gather rows to be committed, and transitions to be raised."""

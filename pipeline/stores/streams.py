@@ -195,6 +195,7 @@ class Streams:
         self._redis = client
         self._copies = copies
         self._scripts = Scripts(client)
+        self._in_doubt: dict[int, float] = {}  # partition -> when an `open` failed that may have moved entries
 
     def agree(self, partitions: int) -> None:
         """Write down the number of partitions where it is not. Invalid: it is another."""
@@ -216,10 +217,17 @@ class Streams:
         arguments: list = [token, GROUP, format_id(position), "" if accepted is None else accepted, format_id(newest)]
         for stand in stands:
             arguments += [format_id(stand.position), format_incarnation(stand.incarnation)]
-        with translated(partition):
-            made, incarnation, moved = self._scripts.call("open", _holder_keys(partition), arguments)
-        if moved:  # nothing may be made of these before the disk has them: else a second loss would bring back their old ids
-            time.sleep(AOF_SYNC_SECONDS)
+        try:
+            with translated(partition):
+                made, incarnation, moved = self._scripts.call("open", _holder_keys(partition), arguments)
+        except Unavailable:
+            self._in_doubt[partition] = time.monotonic()
+            raise
+        now = time.monotonic()
+        moved_at = now if moved else self._in_doubt.get(partition, -AOF_SYNC_SECONDS)
+        # Nothing may be made of what was moved before the disk has it: else a second loss would bring back its old ids.
+        time.sleep(max(moved_at + AOF_SYNC_SECONDS - now, 0))
+        self._in_doubt.pop(partition, None)
         return Opened(bool(made), parse_incarnation(incarnation), moved)
 
     def exists(self, partition: int) -> bool:

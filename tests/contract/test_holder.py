@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import time
+
 import polars as pl
 import pytest
+import redis
 
 from pipeline.core.recovery import Stand
 from pipeline.core.schema import entry_id
 from pipeline.errors import Fenced, Restarted, Unavailable
 from pipeline.stores.alertlog import NAMED
-from pipeline.stores.streams import Settlement
+from pipeline.stores.connection import Scripts
+from pipeline.stores.streams import AOF_SYNC_SECONDS, Settlement
 from tests.contract.conftest import emptied
 from tests.contract.worlds import MemoryWorld, RedisWorld
 
@@ -169,6 +173,26 @@ def test_what_came_after_them_stays_after_them(world, again):
     assert read[0].id == first and read[1].id > last
     world.append()
     assert streams.open(0, token, AHEAD, stands.position, [stands], None).moved == 0
+
+
+def test_nothing_is_made_of_what_was_moved_before_the_disk_has_it(one, monkeypatch):
+    """Also where the reply was lost that would have said so: another loss would bring back the ids that they had."""
+    world = RedisWorld(one, emptied(one))
+    token, first, stands = read_and_forgotten(world)
+    streams, real = world.streams(), Scripts.call
+
+    def lost(*arguments):
+        real(*arguments)
+        raise redis.ConnectionError("the reply is lost")
+
+    with monkeypatch.context() as patch, pytest.raises(Unavailable):
+        patch.setattr(Scripts, "call", lost)
+        streams.open(0, token, AHEAD, stands.position, [stands], None)
+    began = time.monotonic()
+    assert streams.open(0, token, AHEAD, stands.position, [stands], None).moved == 0
+    assert AOF_SYNC_SECONDS - 0.5 < time.monotonic() - began < AOF_SYNC_SECONDS + 1
+    assert streams.open(0, token, AHEAD, stands.position, [stands], None).moved == 0
+    assert time.monotonic() - began < AOF_SYNC_SECONDS + 1, "it waits once"
 
 
 def test_what_may_have_been_read_is_not_moved_with_them(world):

@@ -10,7 +10,6 @@ import polars as pl
 import pytest
 
 from pipeline.core.recovery import Stand
-from pipeline.testing import MemoryLake
 from tests.simulation.machine import payload_of_rows
 from tests.simulation.world import World
 
@@ -31,13 +30,11 @@ def test_another_limit_at_a_hand_over_judges_nothing_twice(first, then, refused)
 
     second = world.worker(then)
     world.turn(second)
-    for _ in range(8):
-        world.redis.now_ms += 20_000
-        world.turn(second)
+    world.close_windows(second)
     world.leave(second)
     rows, dead = world.tables.table("aggregates"), world.tables.table("dead_letters")
     assert rows["count"].sum() == 3 - refused and dead.filter(pl.col("reason") == "series_limit").height == refused
-    counts = MemoryLake(world.tables).counts()
+    counts = world.counts()
     assert counts["aggregated"] + counts["dead_lettered"] == world.redis.accepted[0]
 
 

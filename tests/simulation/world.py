@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+
 import polars as pl
 
-from pipeline.testing import MemoryRedis, MemoryTables
-from tests.simulation.machine import SETTINGS, Process, payload_of_rows
+from pipeline.errors import Unavailable
+from pipeline.testing import MemoryLake, MemoryRedis, MemoryTables
+from tests.simulation.machine import DEVICES, SETTINGS, Process, payload_of_rows
 
 
 class World:
@@ -18,22 +21,25 @@ class World:
     def worker(self, partition_series_max=1000):
         limited = SETTINGS.model_copy(update={"partition_series_max": partition_series_max, "device_series_max": 1000})
         self.started += 1
-        worker = Process(f"w{self.started}", self.redis, self.tables, lambda: self.seconds, limited).worker
-        worker.start()
-        return worker
+        self.process = Process(f"w{self.started}", self.redis, self.tables, lambda: self.seconds, limited)
+        self.process.worker.start()
+        return self.process.worker
 
     def turn(self, worker, times=2):
         for _ in range(times):
             self.seconds += 1
             self.redis.now_ms += 1000
-            worker.renew()
-            worker.turn()
+            with contextlib.suppress(Unavailable):
+                worker.renew()
+                worker.turn()
 
     def send(self, rows):
-        """An entry of (device, metric, value), and how many seconds ago it was where it was not now."""
+        """An entry in each partition of (device, metric, value), and how many seconds ago it was where it was not now."""
         now = self.redis.now_ms // 1000
         dated = [(device, metric, now - sum(behind), value) for device, metric, value, *behind in rows]
-        self.redis.append(0, payload_of_rows(dated), len(rows))
+        for partition in sorted({DEVICES[device] for device, *_ in dated}):
+            mine = [row for row in dated if DEVICES[row[0]] == partition]
+            self.redis.append(partition, payload_of_rows(mine), len(mine))
 
     def hold_no_names(self):
         """As a lake outside of the process: what it has is texts."""
@@ -42,6 +48,20 @@ class World:
             return frame.with_columns(pl.col(pl.Categorical).cast(pl.String))
 
         self.tables.rows = {table: [texts(frame) for frame in frames] for table, frames in self.tables.rows.items()}
+
+    def close_windows(self, worker):
+        """Time enough for all that is open."""
+        for _ in range(8):
+            self.redis.now_ms += 20_000
+            self.turn(worker)
+
+    def counts(self):
+        return MemoryLake(self.tables).counts()
+
+    def counted(self):
+        """How many events each metric has in the aggregates."""
+        rows = self.tables.table("aggregates").group_by(pl.col("metric").cast(pl.String)).agg(pl.col("count").sum())
+        return dict(rows.iter_rows())
 
     def leave(self, worker):
         worker.stop()
