@@ -178,7 +178,7 @@ def test_what_came_after_them_stays_after_them(world, again):
 def test_nothing_is_made_of_what_was_moved_before_the_disk_has_it(one, monkeypatch):
     """Also where the reply was lost that would have said so: another loss would bring back the ids that they had."""
     world = RedisWorld(one, emptied(one))
-    token, first, stands = read_and_forgotten(world)
+    token, _, stands = read_and_forgotten(world)
     streams, real = world.streams(), Scripts.call
 
     def lost(*arguments):
