@@ -30,9 +30,13 @@ class Crash(BaseException):
 
 @dataclass
 class Wire:
-    """The calls of one process to its stores. `bend` makes one of the next go wrong."""
+    """The calls of one process to its stores. `bend` makes one of the next go wrong.
+
+    Of the partitions in `away` nothing in Redis is reached, as where one primary of a cluster is gone.
+    """
 
     calls: int = 0
+    away: set[int | str] = field(default_factory=set)
     _at: int = -1
     _how: str = ""
 
@@ -54,6 +58,26 @@ class Wire:
         if how == "dies after":
             raise Crash
         return found
+
+    def each(self, effect: Callable, partitions: Iterable[int | str]) -> dict[int | str, object]:
+        """One call with an effect on each of them; what an effect raises stands in its place, and so does Unavailable for all."""
+        wanted = list(partitions)
+        try:
+            return self.call(lambda: {partition: self._one(effect, partition) for partition in wanted})
+        except Unavailable as error:
+            return dict.fromkeys(wanted, error)
+
+    def _one(self, effect: Callable, partition: int | str) -> object:
+        try:
+            return self.reach(effect, partition)
+        except PipelineError as error:
+            return error
+
+    def reach(self, effect: Callable, partition: int | str, *arguments: object) -> object:
+        """The effect on a partition in Redis. Unavailable: it is away."""
+        if partition in self.away:
+            raise Unavailable(f"the primary of partition {partition} is away")
+        return effect(partition, *arguments)
 
 
 @dataclass
@@ -135,17 +159,6 @@ class MemoryRedis:
             raise Fenced(partition, f"fencing token {token} is behind {current[0] if current else 'none'}")
 
 
-def _each(effect: Callable, keys: Iterable[int]) -> dict[int, object]:
-    """The effect on each; what it raises stands in its place."""
-    found: dict[int, object] = {}
-    for key in keys:
-        try:
-            found[key] = effect(key)
-        except PipelineError as error:
-            found[key] = error
-    return found
-
-
 class MemoryStreams:
     """`stores.streams.Streams`, the holder's end."""
 
@@ -162,7 +175,7 @@ class MemoryStreams:
 
     def open(self, partition: int, token: int, position: int, newest: int, stands: Iterable[Stand], accepted: int | None) -> Opened:
         try:
-            opened = self._wire.call(self._open, partition, token, position, newest, list(stands), accepted)
+            opened = self._wire.call(self._wire.reach, self._open, partition, token, position, newest, list(stands), accepted)
         except Unavailable:
             self._in_doubt.add(partition)
             raise
@@ -202,7 +215,7 @@ class MemoryStreams:
         return Opened(made, current, len(moved))
 
     def exists(self, partition: int) -> bool:
-        return self._wire.call(lambda: partition in self._redis.streams)
+        return self._wire.call(self._wire.reach, self._redis.streams.__contains__, partition)
 
     def read(self, leases: Mapping[int, int], count: int, after: Mapping[int, int | None]) -> dict[int, list[Entry] | PipelineError]:
         def one(partition: int) -> list[Entry]:
@@ -217,10 +230,7 @@ class MemoryStreams:
                 stream.pending += [entry.id for entry in new]
             return new
 
-        try:
-            return self._wire.call(_each, one, leases)
-        except Unavailable as error:
-            return dict.fromkeys(leases, error)
+        return self._wire.each(one, leases)
 
     def settle(self, settlements: Mapping[int, Settlement]) -> dict[int, PipelineError]:
         def one(partition: int) -> None:
@@ -230,14 +240,10 @@ class MemoryStreams:
             stream.pending = [entry for entry in stream.pending if entry not in gone]
             stream.entries = {number: entry for number, entry in stream.entries.items() if number >= trim_before}
 
-        try:
-            results = self._wire.call(_each, one, settlements)
-        except Unavailable as error:
-            return dict.fromkeys(settlements, error)
-        return {partition: error for partition, error in results.items() if error is not None}
+        return {partition: error for partition, error in self._wire.each(one, settlements).items() if error is not None}
 
     def tick(self, partition: int, token: int, interval_ms: int) -> None:
-        self._wire.call(self._tick, partition, token, interval_ms)
+        self._wire.call(self._wire.reach, self._tick, partition, token, interval_ms)
 
     def _tick(self, partition: int, token: int, interval_ms: int) -> None:
         self._redis.fence(partition, token)
@@ -272,10 +278,14 @@ class MemoryLeases:
         return {name: now - at for name, at in self._redis.members.items()}
 
     def holders(self, partitions: int) -> dict[int, str | None]:
-        return self._wire.call(lambda: {p: held[1] if (held := self._redis.holder(p)) else None for p in range(partitions)})
+        def one(partition: int) -> str | None:
+            held = self._redis.holder(partition)
+            return held[1] if held else None
+
+        return self._wire.call(lambda: {partition: self._wire.reach(one, partition) for partition in range(partitions)})
 
     def tend(self, partitions: int) -> dict[int, str | None]:
-        return self._wire.call(lambda: {partition: self._tend(partition) for partition in range(partitions)})
+        return self._wire.call(lambda: {partition: self._wire.reach(self._tend, partition) for partition in range(partitions)})
 
     def _tend(self, partition: int) -> str | None:
         if (held := self._redis.holder(partition)) is None:
@@ -285,7 +295,7 @@ class MemoryLeases:
         return held[1]
 
     def acquire(self, partition: int | str) -> int | None:
-        return self._wire.call(self._acquire, partition)
+        return self._wire.call(self._wire.reach, self._acquire, partition)
 
     def _acquire(self, partition: int | str) -> int | None:
         if self._redis.holder(partition) is not None:
@@ -300,14 +310,10 @@ class MemoryLeases:
             self._redis.fence(partition, leases[partition])
             self._redis.leases[partition] = (leases[partition], self._owner, self._redis.now_ms + self._ttl_ms)
 
-        try:
-            results = self._wire.call(_each, one, leases)
-        except Unavailable as error:
-            return dict.fromkeys(leases, error)
-        return {partition: error for partition, error in results.items() if error is not None}
+        return {partition: error for partition, error in self._wire.each(one, leases).items() if error is not None}
 
     def release(self, partition: int | str, token: int) -> None:
-        self._wire.call(self._release, partition, token)
+        self._wire.call(self._wire.reach, self._release, partition, token)
 
     def _release(self, partition: int | str, token: int) -> None:
         self._redis.fence(partition, token)
@@ -322,12 +328,15 @@ class MemoryAlertLog:
         self._wire = wire or Wire()
 
     def load(self, partition: int) -> tuple[int, pl.DataFrame]:
-        return self._wire.call(lambda: self._redis.alerts.get(partition, (-1, NAMED.to_frame())))
+        return self._wire.call(self._wire.reach, self._load, partition)
+
+    def _load(self, partition: int) -> tuple[int, pl.DataFrame]:
+        return self._redis.alerts.get(partition, (-1, NAMED.to_frame()))
 
     def apply(
         self, partition: int, token: int, position: int, before: pl.DataFrame, after: pl.DataFrame, transitions: Sequence[tuple[int, dict]]
     ) -> None:
-        self._wire.call(self._apply, partition, token, position, before, after, transitions)
+        self._wire.call(self._wire.reach, self._apply, partition, token, position, before, after, transitions)
 
     def _apply(
         self, partition: int, token: int, position: int, before: pl.DataFrame, after: pl.DataFrame, transitions: Sequence[tuple[int, dict]]

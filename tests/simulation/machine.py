@@ -192,6 +192,13 @@ class Machine(RuleBasedStateMachine):
                 self._run(process, process.worker.turn)
 
     @precondition(lambda self: self.processes)
+    @rule(number=st.integers(0, 5), away=st.sampled_from((set(), {0}, {1})))
+    def lose_touch(self, number: int, away: set[int]) -> None:
+        """Of some partitions a process does not reach the Redis, as where one primary of a cluster is gone; of the others it does."""
+        faults_seen["partition away"] += len(away)
+        self._pick(number).wire.away = away
+
+    @precondition(lambda self: self.processes)
     @rule(number=st.integers(0, 5), seconds=st.sampled_from((1, 4, 10)))
     def freeze(self, number: int, seconds: int) -> None:
         """One stands still, perhaps past its leases, while another goes on."""
@@ -229,6 +236,7 @@ class Machine(RuleBasedStateMachine):
         """All heal, zombies wake, one worker, new or of them, takes everything in; then it is held against the oracle."""
         for process in list(self.processes):
             process.wire.bend(-1, "")
+            process.wire.away = set()
             self._run(process, process.worker.turn)
         del self.processes[self.started % 2 :]
         if not self.processes:

@@ -37,9 +37,10 @@ class World:
         """An entry in each partition of (device, metric, value), and how many seconds ago it was where it was not now."""
         now = self.redis.now_ms // 1000
         dated = [(device, metric, now - sum(behind), value) for device, metric, value, *behind in rows]
-        for partition in sorted({DEVICES[device] for device, *_ in dated}):
-            mine = [row for row in dated if DEVICES[row[0]] == partition]
-            self.redis.append(partition, payload_of_rows(mine), len(mine))
+        for partition in range(SETTINGS.partitions):
+            mine = [row for row in dated if DEVICES.get(row[0], 0) == partition]
+            if mine:
+                self.redis.append(partition, payload_of_rows(mine), len(mine))
 
     def hold_no_names(self):
         """As a lake outside of the process: what it has is texts."""
