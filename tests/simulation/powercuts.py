@@ -38,9 +38,12 @@ class PowerCuts(Machine):
                 self.redis.append(partition, payload, len(mine))
                 self.events[payload] = [metric for _, metric, _, _ in mine]
 
-    @rule(read=ROWS, after=ROWS, number=st.integers(0, 5), turns=st.integers(0, 3), seconds=st.sampled_from((0, -2, -20)))
-    def power_cut(self, read: list, after: list, number: int, turns: int, seconds: int) -> None:
-        """Some of what a worker had read is forgotten, and more comes before anybody looks."""
+    @rule(
+        read=ROWS, after=ROWS, number=st.integers(0, 5), turns=st.integers(0, 3), seconds=st.sampled_from((0, -2, -20)),
+        calls=st.integers(0, 8), how=st.sampled_from(("", "", "refused", "lost")),
+    )  # fmt: skip
+    def power_cut(self, read: list, after: list, number: int, turns: int, seconds: int, calls: int, how: str) -> None:
+        """Some of what a worker had read is forgotten, more comes before anybody looks, and who looks may have a call go wrong."""
         faults_seen["power cut"] += 1
         self.redis.sync()
         self.send(read)
@@ -50,6 +53,8 @@ class PowerCuts(Machine):
         self.forgotten |= before - self._payloads()
         self.redis.now_ms += seconds * 1000
         self.send(after)
+        if how and self.processes:
+            self.work(number, 1, after=calls, how=how)
 
     def _payloads(self) -> set[bytes]:
         return {entry.events for stream in self.redis.streams.values() for entry in stream.entries.values()}
