@@ -195,7 +195,7 @@ class Streams:
         self._redis = client
         self._copies = copies
         self._scripts = Scripts(client)
-        self._in_doubt: dict[int, float] = {}  # partition -> when an `open` failed that may have moved entries
+        self._moved_at: dict[int, float] = {}  # partition -> when `open` moved entries, or may have: it failed
 
     def agree(self, partitions: int) -> None:
         """Write down the number of partitions where it is not. Invalid: it is another."""
@@ -221,13 +221,12 @@ class Streams:
             with translated(partition):
                 made, incarnation, moved = self._scripts.call("open", _holder_keys(partition), arguments)
         except Unavailable:
-            self._in_doubt[partition] = time.monotonic()
+            self._moved_at[partition] = time.monotonic()
             raise
-        now = time.monotonic()
-        moved_at = now if moved else self._in_doubt.get(partition, -AOF_SYNC_SECONDS)
-        # Nothing may be made of what was moved before the disk has it: else a second loss would bring back its old ids.
-        time.sleep(max(moved_at + AOF_SYNC_SECONDS - now, 0))
-        self._in_doubt.pop(partition, None)
+        if moved:
+            self._moved_at[partition] = time.monotonic()
+        if partition in self._moved_at:  # nothing may be made of it before the disk has it: a second loss would bring back its old ids
+            time.sleep(max(self._moved_at.pop(partition) + AOF_SYNC_SECONDS - time.monotonic(), 0))
         return Opened(bool(made), parse_incarnation(incarnation), moved)
 
     def exists(self, partition: int) -> bool:
