@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import random
 import shutil
 import signal
 import socket
@@ -40,10 +42,25 @@ admission:
 """
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+_GIVEN: set[int] = set()
+
+
+def free_port(*beyond: int) -> int:
+    """A port that nobody has, and those so far `beyond` it with it. None is given twice, and none is of those that the kernel gives
+    to outgoing connections (from 32,768 on): between here and the server that binds it, nobody takes it."""
+    while True:
+        port = random.SystemRandom().randrange(10_000, 32_768 - max(beyond, default=0))
+        ports = {port, *(port + more for more in beyond)}
+        if not ports & _GIVEN and all(map(_is_free, ports)):
+            _GIVEN.update(ports)
+            return port
+
+
+def _is_free(port: int) -> bool:
+    with contextlib.suppress(OSError), socket.socket() as probe:
+        probe.bind(("127.0.0.1", port))
+        return True
+    return False
 
 
 def eventually(holds: Callable[[], bool], seconds: float, what: str) -> None:

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import random
 import signal
-import socket
 import subprocess
 from pathlib import Path
 from urllib.parse import quote
@@ -13,22 +11,12 @@ from urllib.parse import quote
 import redis
 
 from pipeline.stores.embedded import EmbeddedRedis
-from tests.harness import eventually
+from tests.harness import eventually, free_port
 
 PRIMARIES = 3
 SLOTS = 16384
 NODE_TIMEOUT_MS = 2000
 BUS = 10_000  # what a node's second port is beyond its first
-
-
-def _free_port() -> int:
-    """A port that is free, and the node's second one with it."""
-    while True:
-        port = random.randrange(20_000, 32_000)
-        with contextlib.suppress(OSError), socket.socket() as first, socket.socket() as second:
-            first.bind(("127.0.0.1", port))
-            second.bind(("127.0.0.1", port + BUS))
-            return port
 
 
 class ServerCluster:
@@ -37,7 +25,7 @@ class ServerCluster:
     def __init__(self, folder: Path, password: str = "") -> None:
         self._folder = folder
         self._password = password
-        self.ports = [_free_port() for _ in range(2 * PRIMARIES)]
+        self.ports = [free_port(BUS) for _ in range(2 * PRIMARIES)]
         self._processes: dict[int, subprocess.Popen] = {}
 
     @property
