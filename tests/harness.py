@@ -18,6 +18,7 @@ from pathlib import Path
 import duckdb
 import httpx
 import polars as pl
+import psutil
 
 from pipeline.books import balance
 from pipeline.settings import load, semantics_of
@@ -227,6 +228,15 @@ class Stack:
 
     def logs(self) -> str:
         return "\n".join(f"== {path.name}\n{path.read_text(errors='replace')[-3000:]}" for path in sorted((self.folder / "logs").iterdir()))
+
+
+def held_mb(pid: int) -> int:
+    """The memory that a process holds: what is resident, without what it has given back and the kernel has not needed yet."""
+    resident, given_back = psutil.Process(pid).memory_info().rss, 0
+    with contextlib.suppress(FileNotFoundError):  # only Linux tells
+        text = Path(f"/proc/{pid}/smaps_rollup").read_text()
+        given_back = int(text.partition("LazyFree:")[2].split()[0]) << 10
+    return (resident - given_back) >> 20
 
 
 def peak_mb(pid: int) -> int:

@@ -14,7 +14,7 @@ import httpx
 import polars as pl
 import psutil
 
-from tests.harness import Stack, peak_mb
+from tests.harness import Stack, held_mb, peak_mb
 
 SETTINGS = {
     "PIPELINE_PARTITIONS": "4",
@@ -142,8 +142,8 @@ class Ground:
         self.remember()
 
     def memory_mb(self) -> dict[str, int]:
-        """Resident memory of each process."""
-        return {name: psutil.Process(pid).memory_info().rss >> 20 for name, pid in self.pids.items() if psutil.pid_exists(pid)}
+        """The memory that each process holds."""
+        return {name: held_mb(pid) for name, pid in self.pids.items() if psutil.pid_exists(pid)}
 
     def peaks_mb(self) -> dict[str, int]:
         """The most memory that each process ever had."""

@@ -14,12 +14,11 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 import httpx
-import psutil
 import pytest
 
 from pipeline.core.tokens import Token, spelled
 from pipeline.stores.tokenbook import Tokenbook
-from tests.harness import Stack, eventually
+from tests.harness import Stack, eventually, held_mb
 
 SECONDS = 6.0  # of each flood
 P99_MS_MAX = 2000.0  # two shared cores, with the flood on them; without it a few
@@ -40,8 +39,8 @@ class Ground:
     def _post(self) -> httpx.Response:
         return httpx.post(f"{self.stack.url}/v1/events", json=EVENT, headers={"Authorization": f"Bearer {self.token}"})
 
-    def memory_mb(self) -> float:
-        return psutil.Process(self.stack.api.pid).memory_info().rss / 2**20
+    def memory_mb(self) -> int:
+        return held_mb(self.stack.api.pid)
 
     async def connect(self, address: str = "127.0.0.1") -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         return await asyncio.open_connection("127.0.0.1", self.stack.port, local_addr=(address, 0))
