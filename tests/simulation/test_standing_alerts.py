@@ -1,56 +1,46 @@
 """The alerts that stand are in Redis as the worker knows them, and each transition once, whichever call of it failed."""
 
-import contextlib
-
 import pytest
 
-from pipeline.errors import Unavailable
-from pipeline.testing import MemoryRedis, MemoryTables
-from tests.simulation.machine import DEVICES, Process, payload_of_rows
+from tests.simulation.machine import DEVICES
+from tests.simulation.world import World
 
 PARTITION = DEVICES["a"]
 
 
-class World:
+class Watched(World):
     """One worker, and a device that it hears of."""
 
-    def __init__(self) -> None:
-        self.redis, self.seconds = MemoryRedis(), 1000.0
-        self.process = Process("one", self.redis, MemoryTables(), lambda: self.seconds)
-        self.process.worker.start()
-        self.turn()
+    def __init__(self):
+        super().__init__()
+        self.only = self.worker()
+        self.turns(1)
 
-    def turn(self) -> None:
-        self.seconds += 1
-        self.redis.now_ms += 1000
-        with contextlib.suppress(Unavailable):
-            self.process.worker.renew()
-            self.process.worker.turn()
+    def turns(self, times):
+        self.turn(self.only, times)
 
-    def send(self, value: int, behind_seconds: int = 0, device: str = "a") -> None:
-        rows = [(device, "x", self.redis.now_ms // 1000 - behind_seconds, value)]
-        self.redis.append(DEVICES[device], payload_of_rows(rows), 1)
+    def value(self, value, behind_seconds=0, device="a"):
+        self.send([(device, "x", value, behind_seconds)])
 
-    def fail(self, how: str, calls: int, first: int, then: int) -> None:
+    def fail(self, how, calls, first, then):
         """One value, a turn in which a call fails, and another before the next attempt."""
-        self.send(first, 1)
+        self.value(first, 1)
         self.process.wire.bend(calls, how)
-        self.turn()
-        self.send(then)
-        for _ in range(3):
-            self.turn()
+        self.turns(1)
+        self.value(then)
+        self.turns(3)
 
-    def stands(self) -> list[bool]:
+    def stands(self):
         """Of each alert that stands, whether it fires."""
         return self.redis.alerts[PARTITION][1]["firing"].to_list()
 
-    def phases(self) -> list[str]:
+    def phases(self):
         return [each["phase"] for each in self.redis.transitions.get(PARTITION, [])]
 
 
 @pytest.fixture
 def world():
-    return World()
+    return Watched()
 
 
 failures = pytest.mark.parametrize(("how", "calls"), [(how, calls) for how in ("refused", "lost") for calls in range(10)])
@@ -59,13 +49,12 @@ failures = pytest.mark.parametrize(("how", "calls"), [(how, calls) for how in ("
 @failures
 def test_what_passed_without_a_transition_is_gone_from_redis_too(world, how, calls):
     """An alert that clears while it is pending; nothing more comes after the call that failed."""
-    world.send(6, 1)
-    world.turn()
+    world.value(6, 1)
+    world.turns(1)
     assert world.stands() == [False]
-    world.send(2)
+    world.value(2)
     world.process.wire.bend(calls, how)
-    for _ in range(3):
-        world.turn()
+    world.turns(3)
     assert world.stands() == [] and world.phases() == ["pending"]
 
 
@@ -85,30 +74,28 @@ def test_a_transition_whose_reply_got_lost_is_raised_once(world, how, calls):
 
 def test_what_new_rules_withdraw_is_resolved_where_nothing_came_since(world):
     """The partition stands where its alerts stand; another one's entry brings the rules in."""
-    world.send(1)
-    world.turn()
+    world.value(1)
+    world.turns(1)
     assert world.phases() == ["firing"]
     world.redis.documents.append("rules: []\n")
-    world.process.worker._reload_rules()
-    world.send(5, device="c")
-    world.turn()
+    world.only._reload_rules()
+    world.value(5, device="c")
+    world.turns(1)
     assert world.phases() == ["firing"]
-    for _ in range(8):  # a tick comes
-        world.turn()
+    world.turns(8)  # a tick comes
     assert world.phases() == ["firing", "resolved"] and world.stands() == []
 
 
 @failures
 def test_what_new_rules_withdraw_before_the_next_attempt_is_resolved(world, how, calls):
     """Whether Redis took the first attempt nobody said; nothing has come since but new rules, which another partition's entry brings in."""
-    world.send(1)
+    world.value(1)
     world.process.wire.bend(calls, how)
-    world.turn()
+    world.turns(1)
     world.redis.documents.append("rules: []\n")
     for _ in range(2):  # the call that fails may be this one
-        world.process.worker._reload_rules()
-    world.send(5, device="c")
-    for _ in range(8):
-        world.turn()
+        world.only._reload_rules()
+    world.value(5, device="c")
+    world.turns(8)
     assert world.phases() in ([], ["firing", "resolved"])
     assert PARTITION not in world.redis.alerts or world.stands() == []
