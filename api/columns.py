@@ -95,10 +95,18 @@ def _encoded(texts: pa.Array | pa.ChunkedArray) -> tuple[pl.Series, pl.Series]:
     """(codes as UInt32, distinct names); a null has a null code."""
     foreign = pa.types.is_dictionary(texts.type)
     encoded = texts if foreign else texts.dictionary_encode()
+    if foreign and encoded.type.index_type != pa.int32() and isinstance(encoded, pa.ChunkedArray):  # together they may have more names
+        encoded = pa.chunked_array(
+            [pa.DictionaryArray.from_arrays(chunk.indices.cast(pa.int32()), chunk.dictionary) for chunk in encoded.chunks],
+            pa.dictionary(pa.int32(), encoded.type.value_type),
+        )
     if isinstance(encoded, pa.ChunkedArray):
         encoded = encoded.unify_dictionaries().combine_chunks() if encoded.num_chunks != 1 else encoded.chunk(0)
     if isinstance(encoded, pa.ChunkedArray):  # no chunk at all
         encoded = pa.array([], encoded.type)
+    if foreign and len(encoded.dictionary) > len(encoded):  # names that no row has cost nothing: they are not looked at
+        used = encoded.indices.unique().drop_null()
+        encoded = pa.DictionaryArray.from_arrays(pc.index_in(encoded.indices, value_set=used), encoded.dictionary.take(used))
     names = pl.Series(pl.from_arrow(encoded.dictionary), dtype=pl.String)
     if foreign and (names.null_count() or names.n_unique() != len(names)):
         return _encoded(encoded.dictionary_decode().cast(pa.large_string()))

@@ -9,7 +9,9 @@ import zstandard
 
 from api.models import Refusal
 
-_ZSTD_STEP_BYTES = 1024  # of compressed input at a time: a step yields at most 32 MiB
+_GZIP_STEP_BYTES = 64 * 1024  # of compressed input at a time: what is left of a step is copied for each member in it
+_ZSTD_STEP_BYTES = 256  # a step yields at most 8 MiB
+_PARTS_MAX = 4096  # gzip members, or zstd frames, of a body: each costs some, also where it holds nothing
 
 
 def decompress(payload: bytes, encoding: str, bytes_max: int) -> bytes:
@@ -35,17 +37,24 @@ def _bounded_parts(parts: Iterable[bytes], bytes_max: int) -> Iterator[bytes]:
 
 
 def _gunzip(payload: bytes, bytes_max: int) -> Iterator[bytes]:
-    while payload:  # members may follow each other
+    view, at = memoryview(payload), 0
+    for _ in range(_PARTS_MAX):  # members may follow each other
         stream = zlib.decompressobj(wbits=31)
-        yield stream.decompress(payload, bytes_max + 1)
-        if not stream.eof:
-            raise zlib.error("it ends too early")
-        payload = stream.unused_data.lstrip(b"\0")
+        while not stream.eof:
+            if at >= len(view):
+                raise zlib.error("it ends too early")
+            piece = view[at : at + _GZIP_STEP_BYTES]
+            yield stream.decompress(piece, bytes_max + 1)
+            at += len(piece)
+        at -= len(stream.unused_data)
+        if at == len(view) or (view[at] == 0 and not payload[at:].strip(b"\0")):  # zeros may fill a block up at the end
+            return
+    raise zlib.error(f"it has more than {_PARTS_MAX} members")
 
 
 def _unzstd(payload: bytes) -> Iterator[bytes]:
     view, at = memoryview(payload), 0
-    while at < len(view):
+    for _ in range(_PARTS_MAX):
         stream = zstandard.ZstdDecompressor().decompressobj()
         while not stream.eof:
             if at >= len(view):
@@ -53,3 +62,6 @@ def _unzstd(payload: bytes) -> Iterator[bytes]:
             yield stream.decompress(view[at : at + _ZSTD_STEP_BYTES])
             at += _ZSTD_STEP_BYTES
         at = min(at, len(view)) - len(stream.unused_data)
+        if at == len(view):
+            return
+    raise zstandard.ZstdError(f"it has more than {_PARTS_MAX} frames")

@@ -36,7 +36,7 @@ class Body(NamedTuple):
     """The events of one body. Bodies of one `shape` are turned into columns together.
 
     `indexes` are the places of the events in the body where some were set aside, else None: they are all there.
-    `devices` are patterns of those that its sender may speak for, empty: all.
+    `devices` are patterns of those that its sender may speak for, empty: all. `size`: bytes that it has when decompressed.
     """
 
     shape: Hashable
@@ -45,6 +45,7 @@ class Body(NamedTuple):
     indexes: list[int] | None = None
     refused: tuple[Refused, ...] = ()
     devices: tuple[str, ...] = ()
+    size: int = 0
 
     @property
     def events(self) -> int:

@@ -22,7 +22,7 @@ from pipeline.settings import Settings
 
 _log = logging.getLogger(__name__)
 
-INLINE_BYTES_MAX = 256 * 1024  # larger bodies, and compressed ones a sixteenth of it, are decoded beside the event loop
+INLINE_BYTES_MAX = 256 * 1024  # larger bodies, by what they hold, are decoded beside the event loop
 _COMPRESSION = 16
 _ANSWERS = {hundreds: metrics.HTTP_REQUESTS.labels(f"{hundreds}xx") for hundreds in (2, 4, 5)}
 
@@ -53,6 +53,7 @@ class EventsEndpoint:
         self._limits = DecodeLimits(
             settings.body_decompressed_bytes_max, settings.body_events_max, settings.name_chars_max, settings.dead_letter_chars_max
         )
+        self._small_bytes_max = min(INLINE_BYTES_MAX, settings.body_decompressed_bytes_max)
         self._decoder = ThreadPoolExecutor(1, "decode")
         metrics.QUEUE_BYTES.set_function(lambda: self._reading_bytes)
 
@@ -106,13 +107,10 @@ class EventsEndpoint:
         elif len(payload) > self._bytes_max:
             raise self._too_large()
         metrics.BODY_BYTES.inc(len(payload))
-        if len(payload) > (INLINE_BYTES_MAX // _COMPRESSION if encoding else INLINE_BYTES_MAX):
-            payload, body = await self._decode_beside(payload, content_type.decode("latin-1"), encoding.decode("latin-1"), key is not None)
-        elif encoding and key is not None:
-            payload = decompress(payload, encoding.decode("latin-1"), self._limits.body_decompressed_bytes_max)
-            body = self._decode(payload, content_type.decode("latin-1"), "")
+        if (plain := _small(payload, encoding.decode("latin-1"), self._small_bytes_max)) is not None:
+            payload, body = plain, self._decode(plain, content_type.decode("latin-1"))
         else:
-            body = self._decode(payload, content_type.decode("latin-1"), encoding.decode("latin-1"))
+            payload, body = await self._decode_beside(payload, content_type.decode("latin-1"), encoding.decode("latin-1"), key is not None)
         if guest.devices:
             body = body._replace(devices=guest.devices)
         guest.spend(body.events)
@@ -127,9 +125,9 @@ class EventsEndpoint:
             headers.append((b"idempotent-replay", b"true"))
         return answer
 
-    def _decode(self, payload: bytes, content_type: str, encoding: str) -> Body:
+    def _decode(self, payload: bytes, content_type: str) -> Body:
         try:
-            return decode(payload, content_type, encoding, self._limits)
+            return decode(payload, content_type, "", self._limits)._replace(size=len(payload))
         except (Refusal, *ENDING):
             raise
         except BaseException as error:
@@ -158,10 +156,8 @@ class EventsEndpoint:
 
     async def _decode_beside(self, payload: bytes, content_type: str, encoding: str, keyed: bool) -> tuple[bytes, Body]:
         def work() -> tuple[bytes, Body]:
-            if not encoding:
-                return payload, self._decode(payload, content_type, "")
-            plain = decompress(payload, encoding, self._limits.body_decompressed_bytes_max)
-            return plain if keyed else b"", self._decode(plain, content_type, "")
+            plain = decompress(payload, encoding, self._limits.body_decompressed_bytes_max) if encoding else payload
+            return plain if keyed else b"", self._decode(plain, content_type)
 
         size = len(payload) * (_COMPRESSION if encoding else 1)
         if self._reading_bytes + size > self._reading_bytes_max and self._reading_bytes:
@@ -174,6 +170,20 @@ class EventsEndpoint:
 
     def _too_large(self) -> Refusal:
         return Refusal(413, "body_too_large", f"the body is larger than {self._bytes_max} bytes")
+
+
+def _small(payload: bytes, encoding: str, bytes_max: int) -> bytes | None:
+    """What a body holds that may be decoded on the event loop; None: it is too large for that, or compressed to so much that it may be."""
+    if not encoding:
+        return payload if len(payload) <= bytes_max else None
+    if len(payload) > bytes_max // _COMPRESSION:
+        return None
+    try:
+        return decompress(payload, encoding, bytes_max)
+    except Refusal as refusal:
+        if refusal.status == 413:
+            return None
+        raise
 
 
 def _body(refusal: Refusal, headers: list[tuple[bytes, bytes]]) -> bytes:

@@ -34,6 +34,7 @@ from pipeline.stores.streams import Group, Repeated
 _log = logging.getLogger(__name__)
 
 INLINE_EVENTS_MAX = 512  # a smaller group is built on the event loop: a change of threads would cost more
+INLINE_BYTES_MAX = 1024**2  # of its bodies: few events may be large ones
 ENTRY_EVENTS_WANTED = 1024  # per partition; an entry costs much the same whether it is small or not, here and where it is read
 ENTRY_EVENTS_SMALL = 256  # per partition; a group of fewer waits as long as the last one took to be built
 LINGER_SECONDS_MAX = 0.025  # of that wait
@@ -263,7 +264,8 @@ class Ingest:
 
         began = time.monotonic()
         try:
-            if sum(each.body.events for each in group) <= INLINE_EVENTS_MAX:
+            small = sum(each.body.size for each in group) <= INLINE_BYTES_MAX
+            if small and sum(each.body.events for each in group) <= INLINE_EVENTS_MAX:
                 return work()
             return await asyncio.get_running_loop().run_in_executor(self._builder, work)
         finally:

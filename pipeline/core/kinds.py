@@ -135,6 +135,7 @@ _NOT_COUNTERS = re.compile(
     r"(^|_)(seconds_since|last|max|min|avg|average|age|time|timestamp|load|utilization|temperature|discontinuity)(_|$)"
     r"|(^|_)(rate|pct|percent|percentage|ratio|per_second|per_sec|bps|pps|kbps|mbps|delta|util)$"
 )
+_LIST_KEYS = re.compile(r"\[[^\[\]]*\]")  # interface[name=eth0/1]; with "[" let into it, many of them would take a time that grows as their square
 _PREFIXES = ("interfaces_interface_state_counters_", "interface_state_counters_", "state_counters_", "counters_", "net_", "interface_")
 
 
@@ -143,7 +144,7 @@ def counter_bits(metric: str, patterns: Patterns = ()) -> int:
     for pattern, bits in patterns:
         if fnmatchcase(metric, pattern):
             return bits
-    path = re.sub(r"\[[^\]]*\]", "", metric).strip("/ ")  # list keys: interface[name=eth0/1]
+    path = _LIST_KEYS.sub("", metric).strip("/ ")
     container, _, leaf = path.replace("__", "/").rpartition("/")
     total = leaf.endswith("_total")
     words = leaf.rpartition(":")[2].lower().replace("-", "_").replace(".", "_").strip("_").removesuffix("_total")

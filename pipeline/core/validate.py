@@ -213,8 +213,9 @@ def _events(rows: pl.DataFrame, names: dict[str, pl.Series], limits: Limits) -> 
 
 
 def _counter_bits(rows: pl.DataFrame, metrics: pl.Series, limits: Limits) -> pl.Series:
-    """By what the row says of its kind, else by its metric's name."""
-    known = counter_bits_of(metrics.to_list(), limits.counter_metrics)[rows["metric"]]
+    """By what the row says of its kind, else by its metric's name; those that are too long no row has any more."""
+    names = [name if len(name) <= limits.name_chars_max else "" for name in metrics.to_list()]
+    known = counter_bits_of(names, limits.counter_metrics)[rows["metric"]]
     if "kind" not in rows.columns:
         return known
     widths = {name: width for name, width in KINDS.items() if width is not None}
