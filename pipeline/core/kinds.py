@@ -135,7 +135,7 @@ _NOT_COUNTERS = re.compile(
     r"(^|_)(seconds_since|last|max|min|avg|average|age|time|timestamp|load|utilization|temperature|discontinuity)(_|$)"
     r"|(^|_)(rate|pct|percent|percentage|ratio|per_second|per_sec|bps|pps|kbps|mbps|delta|util)$"
 )
-_LIST_KEYS = re.compile(r"\[[^\[\]]*\]")  # interface[name=eth0/1]; with "[" let into it, many of them would take a time that grows as their square
+_LIST_KEYS = re.compile(r"\[[^\[\]]*\]")  # interface[name=eth0/1]; with "[" in it, many of them would cost as their number's square
 _PREFIXES = ("interfaces_interface_state_counters_", "interface_state_counters_", "state_counters_", "counters_", "net_", "interface_")
 
 
