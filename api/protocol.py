@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
+import httptools
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
 from api.crowd import Crowd
@@ -17,6 +18,7 @@ from api.models import Refusal
 
 HEAD_BYTES_MAX = 64 * 1024
 _FULL = Refusal(503, "too_many_connections", "there are too many connections now", retry_after_seconds=1)
+_WISHES = (b"upgrade", b"http2-settings")
 _EARNED = 9  # what a byte of a body gives back: itself, and the frame of a chunk that holds it alone
 
 
@@ -43,6 +45,7 @@ class _Guarded(HttpToolsProtocol):
         self._timer: asyncio.TimerHandle | None = None
         self._received = 0  # bytes of the piece at hand
         self._active: RequestResponseCycle | None = None  # the request that is being answered; `cycle` is the newest
+        self._again = b""  # the head of a request that wished for another protocol, without that wish
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
@@ -68,7 +71,12 @@ class _Guarded(HttpToolsProtocol):
     def data_received(self, data: bytes) -> None:
         self._received = len(data)
         self._budget -= len(data)
-        super().data_received(data)
+        self._unset_keepalive_if_required()
+        try:
+            self._feed(data)
+        except httptools.HttpParserError:
+            self.send_400_response("")
+            return
         if self.transport.is_closing():
             return
         if self._budget < 0:
@@ -78,6 +86,31 @@ class _Guarded(HttpToolsProtocol):
                 self._timer = self.loop.call_later(self.seconds, self._late)
         elif self.cycle.response_complete and self.timeout_keep_alive_task is None:  # blank lines between requests
             self.timeout_keep_alive_task = self.loop.call_later(self.timeout_keep_alive, self.timeout_keep_alive_handler)
+
+    def _feed(self, data: bytes) -> None:
+        """Nothing is upgraded here, but a client may wish for it with any request, as `curl --http2` and Java do with their first. The
+        parser ends there, and the body would be taken for the next request: so that one is read again, without its wish."""
+        while data:
+            try:
+                self.parser.feed_data(data)
+                return
+            except httptools.HttpParserUpgrade as end:
+                data = self._again + data[end.args[0] :] if self._again else b""
+                self._again = b""
+                self.parser = httptools.HttpRequestParser(self)
+                self.parser.set_dangerous_leniencies(lenient_data_after_close=True)  # as Uvicorn's own
+
+    def on_headers_complete(self) -> None:
+        if self.parser.should_upgrade() and any(name == b"upgrade" for name, _ in self.headers):
+            head = [b"%b %b HTTP/%b" % (self.parser.get_method(), self.url, self.parser.get_http_version().encode())]
+            for name, value in self.headers:
+                if name == b"connection":
+                    value = b",".join(each for each in value.split(b",") if each.strip().lower() not in _WISHES)
+                if name not in _WISHES:
+                    head.append(b"%b: %b" % (name, value))
+            self._again = b"\r\n".join([*head, b"", b""])
+            return
+        super().on_headers_complete()
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
@@ -93,6 +126,8 @@ class _Guarded(HttpToolsProtocol):
         super().on_body(body)
 
     def on_message_complete(self) -> None:
+        if self._again:
+            return
         self._whole = True
         self._budget = HEAD_BYTES_MAX + self._received
         self._disarm()
@@ -142,9 +177,6 @@ class _Guarded(HttpToolsProtocol):
             newest.disconnected = True
             newest.message_event.set()
         self.transport.close()
-
-    def _unsupported_upgrade_warning(self) -> None:
-        """Nothing: what a stranger wishes is no news for the log."""
 
     def _disarm(self) -> None:
         if self._timer is not None:

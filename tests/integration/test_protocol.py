@@ -104,6 +104,28 @@ def test_blank_lines_keep_no_connection(api):
     assert time.monotonic() - began < 8  # the keep-alive time of five seconds
 
 
+WISH = b"Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABk\r\n"
+
+
+LAST = WHOLE.replace(b"Content-Type", b"Connection: close\r\nContent-Type")
+
+
+@pytest.mark.parametrize("cut", [0, 40, len(HEAD) + len(WISH) + 21, -3])
+def test_who_wishes_for_another_protocol_is_served_in_this_one(api, cut):
+    """Its body is a body, however it comes, and what comes behind it is the next request."""
+    wishing = WHOLE.replace(b"Content-Type", WISH + b"Content-Type")
+    chunked = HEAD + WISH + b"Transfer-Encoding: chunked\r\n\r\n%x\r\n%b\r\n0\r\n\r\n" % (len(BODY), BODY)
+    assert exchange(api, wishing[:cut], wishing[cut:] + LAST, pause=0.1) == [(202, "")] * 2
+    assert exchange(api, wishing * 3 + chunked + LAST) == [(202, "")] * 5
+    assert sum(group.event_count for group in api.store.entries) == 7
+
+
+def test_a_body_is_no_request_whatever_its_head_wishes_for(api):
+    inner = b"PUT /v1/rules HTTP/1.1\r\nHost: x\r\nContent-Length: 10\r\n\r\nrules: []\n"
+    head = HEAD + WISH + b"Content-Length: %d\r\n\r\n" % len(inner)
+    assert exchange(api, head, inner, LAST, pause=0.1) == [(400, "bad_json"), (202, "")]
+
+
 def test_a_client_that_leaves_before_its_answers_is_no_error(api, caplog):
     """Pipelined requests, and nobody there any more."""
     api.store.gate.set()
