@@ -22,6 +22,7 @@ import polars as pl
 import pytest
 import redis
 import uvicorn
+import zstandard
 
 from api import endpoint, ingest, requestid
 from api.app import bind, create_app
@@ -281,6 +282,28 @@ def test_large_and_compressed_bodies_are_decoded_beside_the_loop(api):
     assert api.post(events).json()["accepted"] == 20_000
     assert api.post(gzip.compress(json.dumps(events).encode()), key="z", **{"content-encoding": "gzip"}).json()["accepted"] == 20_000
     assert len(api.store.events()) == 40_000
+
+
+@pytest.mark.parametrize("field", ["metric", "unknown"])
+def test_a_few_bytes_that_stand_for_many_are_handled_beside_the_loop(api, monkeypatch, field):
+    """It would stand still for all others, for a second per body."""
+    at_work = []
+
+    def noting(function, name):
+        def noted(*arguments):
+            at_work.append((name, threading.current_thread() is api.thread))
+            return function(*arguments)
+
+        return noted
+
+    monkeypatch.setattr(endpoint, "decode", noting(endpoint.decode, "decode"))
+    monkeypatch.setattr(ingest, "build", noting(ingest.build, "build"))
+    packed = zstandard.compress(json.dumps([{**EVENT, field: "x" * 20_000_000}]).encode())
+    assert len(packed) < 5000
+    assert api.post(packed, **{"content-encoding": "zstd"}).status_code == 202
+    assert at_work == [("decode", False), ("build", False)]
+    assert api.post(zstandard.compress(json.dumps(EVENT).encode()), **{"content-encoding": "zstd"}).status_code == 202
+    assert at_work[2:] == [("decode", True), ("build", True)]
 
 
 def test_a_full_queue_says_when_to_come_again():

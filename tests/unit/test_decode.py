@@ -103,6 +103,21 @@ def test_members_and_frames_may_follow_each_other():
     assert rows(b"".join(map(zstandard.compress, halves)), encoding="zstd") == rows(b"".join(halves))
 
 
+def test_zeros_may_fill_up_the_end_of_a_gzip_body_and_no_more():
+    packed = gzip.compress(json.dumps(GOOD).encode())
+    assert rows(packed + bytes(700), encoding="gzip") == rows(packed, encoding="gzip")
+    assert refusal(packed + bytes(7) + packed, encoding="gzip")[:2] == (400, "bad_compression")
+
+
+@pytest.mark.parametrize(
+    ("encoding", "empty", "parts"), [("gzip", gzip.compress(b""), "members"), ("zstd", zstandard.compress(b""), "frames")]
+)
+def test_members_and_frames_that_hold_nothing_have_a_bound(encoding, empty, parts):
+    told = (400, "bad_compression", f"the body is not {encoding}: it has more than 4096 {parts}")
+    assert refusal(empty * 5000, encoding=encoding) == told
+    assert refusal(empty * 4000, encoding=encoding) == (422, "no_events", "the body is empty")
+
+
 @pytest.mark.parametrize("encoding", ["gzip", "zstd"])
 def test_a_bomb_is_refused_while_it_is_decompressed(encoding):
     bomb = gzip.compress(bytes(5_000_000)) if encoding == "gzip" else zstandard.compress(bytes(5_000_000))
@@ -294,6 +309,34 @@ def test_a_dictionary_may_repeat_a_name_or_hold_a_null():
     odd = pa.DictionaryArray.from_arrays(pa.array([0, 1, 2, None]), pa.array(["d", None, "d"]))
     raw, _ = coded([decode(stream(device=odd, metric=["m"] * 4, value=[1.0] * 4), ARROW, "", LIMITS)], [ARRIVAL])
     assert raw.rows["device"].to_list() == [0, None, 0, None] and raw.names["device"].to_list() == ["d"]
+
+
+def test_names_of_a_dictionary_that_no_row_has_are_not_looked_at():
+    """They cost their sender's bytes, and would cost everybody's time."""
+    codes = pa.array([7, None, 9_000, 7], pa.int32())
+    tags = pa.DictionaryArray.from_arrays(codes, pa.array([f'{{"a":"{n}"}}' for n in range(10_000)]))
+    raw, _ = coded([decode(stream(device=["d"] * 4, metric=["m"] * 4, value=[1.0] * 4, tags=tags), ARROW, "", LIMITS)], [ARRIVAL])
+    assert raw.rows["tags"].to_list() == [0, None, 1, 0] and raw.names["tags"].to_list() == ['{"a":"7"}', '{"a":"9000"}']
+
+
+def test_dictionaries_of_narrow_codes_may_have_more_names_together_than_these_can_count():
+    """As those of categories in pandas, of 8 bits; in the batches of a body, and in the bodies of a group."""
+
+    def batch(first: int) -> pa.RecordBatch:
+        names = pa.array([f"d{first + n}" for n in range(100)])
+        device = pa.DictionaryArray.from_arrays(pa.array(range(100), pa.int8()), names)
+        return pa.record_batch({"device": device, "metric": ["m"] * 100, "value": [1.0] * 100})
+
+    def body(*firsts: int):
+        sink = io.BytesIO()
+        with ipc.new_stream(sink, batch(0).schema) as writer:
+            for first in firsts:
+                writer.write_batch(batch(first))
+        return decode(sink.getvalue(), ARROW, "", LIMITS)
+
+    for bodies in ([body(0, 100)], [body(0), body(100)]):
+        raw, _ = coded(bodies, [ARRIVAL] * len(bodies))
+        assert raw.names["device"].gather(raw.rows["device"]).to_list() == [f"d{n}" for n in range(200)]
 
 
 @pytest.mark.parametrize(

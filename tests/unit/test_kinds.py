@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 
 from pipeline.core.kinds import counter_bits, counter_bits_of
@@ -62,6 +64,12 @@ from pipeline.core.kinds import counter_bits, counter_bits_of
 )
 def test_the_name_tells_the_width(metric, bits):
     assert counter_bits(metric) == bits
+
+
+def test_a_name_of_nothing_but_brackets_takes_no_longer_than_another():
+    began = time.perf_counter()
+    assert counter_bits("[" * 1_000_000) == 0  # took minutes
+    assert time.perf_counter() - began < 5
 
 
 def test_settings_come_before_the_table_and_the_first_pattern_wins():

@@ -8,6 +8,7 @@ import math
 import polars as pl
 import pytest
 
+from pipeline.core import kinds
 from pipeline.core.validate import OLDEST_US, RAW, Coded, Limits, canonical_tags, validate
 
 NOW = 1_767_225_600_000_000
@@ -183,6 +184,12 @@ def test_a_dead_letter_is_the_event_as_json_so_that_it_can_be_sent_again():
 def test_long_names_are_cut_in_dead_letters():
     letters = validate(raw([GOOD | {"device": "x" * 10_000}]), NOW, LIMITS._replace(dead_letter_chars_max=50)).refused
     assert letters["device"].to_list() == ["x" * 8] and letters["event"].str.len_chars().to_list() == [50]
+
+
+def test_a_metric_that_is_too_long_is_refused_and_not_kept():
+    kinds._cached.cache_clear()
+    assert reasons({**GOOD, "metric": "m" * 1_000_000}, GOOD) == [(0, "metric", "too_long")]
+    assert kinds._cached.cache_info().currsize == 2  # the good one, and the blank in the place of the other
 
 
 def test_a_tags_text_that_no_tags_need_is_not_read():
