@@ -19,6 +19,8 @@ from pipeline.stores.tables import SIDE_TABLES
 
 COMMIT_ORDER = (*SIDE_TABLES, "aggregates")  # a crash in between leaves the earlier ones ahead, and recovery cuts there
 
+HAND_OVER_SECONDS = 2.0  # that partitions which are to go wait for a commit; while the lake is away it takes for ever
+
 
 @dataclass
 class Holding:
@@ -95,6 +97,11 @@ def commit(snapshot: Snapshot, lake: Lake, held: Mapping[int, Holding], lost: di
             for partition, stand in stands.items():
                 mine[partition].tables[table] = stand.position
             snapshot.done.add(table)
+
+
+def unanswered(held: Mapping[int, Holding]) -> dict[int, int]:
+    """Partitions, and their tokens, of which nobody said whether Redis took their alerts."""
+    return {partition: holding.token for partition, holding in held.items() if holding.unanswered is not None}
 
 
 def raise_alerts(state: State, alertlog: AlertLog, held: Mapping[int, Holding], lost: dict[int, tuple[int, str]]) -> bool:

@@ -15,9 +15,8 @@ import polars as pl
 from pipeline import metrics
 from pipeline.core.batch import Batch, Output, State, step
 from pipeline.core.rules import Rules
-from pipeline.core.schema import DEAD_ROWS
 from pipeline.core.semantics import Semantics
-from pipeline.core.setaside import without_refused
+from pipeline.core.setaside import UNPROCESSABLE, dead_rows, without_refused
 from pipeline.stores.entries import to_batch
 from pipeline.stores.streams import Entry
 
@@ -72,12 +71,8 @@ def _apply(
         partition, entry, _ = batch.entries.row(0)
         told = "partition %d: entry %d cannot be processed; its events are set aside"
         log.error(told, partition, entry, exc_info=error, extra={"partitions": [partition], "entry": entry})
-        names = batch.events.select(pl.col(pl.Categorical).cast(pl.String), "value", "event_time")
-        dead = batch.events.select(
-            "partition", "entry", pl.col("device").cast(pl.String), field=pl.lit(None, pl.String), reason=pl.lit("unprocessable_entry"),
-            event=pl.Series(names.select(pl.struct(pl.all()).struct.json_encode()).to_series()),
-        )  # fmt: skip
-        only_dead = Batch(entries=batch.entries, dead_letters=pl.concat([batch.dead_letters, dead.select(list(DEAD_ROWS))]))
+        dead = dead_rows(batch.events, None, UNPROCESSABLE)
+        only_dead = Batch(entries=batch.entries, dead_letters=pl.concat([batch.dead_letters, dead]))
         return step(state, only_dead, rules, semantics)
 
 

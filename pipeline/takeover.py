@@ -85,7 +85,8 @@ def take_over(
 
 
 def _recovered(partition: int, taken: Taken, semantics: Semantics) -> State:
-    before = to_batch({partition: [entry for entry in taken.pending if entry.id <= taken.position]})
+    # Of what is counted the events alone are wanted: dead letters may be very many.
+    before = to_batch({partition: [entry._replace(dead_letters=b"") for entry in taken.pending if entry.id <= taken.position]})
     return recover(partition, taken.position, taken.last_rows, before, taken.alerts, taken.refused, semantics)
 
 

@@ -238,7 +238,7 @@ class MemoryStreams:
             self._redis.fence(partition, token)
             stream, gone = self._redis.opened(partition), set(settled)
             stream.pending = [entry for entry in stream.pending if entry not in gone]
-            stream.entries = {number: entry for number, entry in stream.entries.items() if number >= trim_before}
+            stream.entries = {number: entry for number, entry in stream.entries.items() if number >= trim_before and number not in gone}
 
         return {partition: error for partition, error in self._wire.each(one, settlements).items() if error is not None}
 

@@ -17,7 +17,7 @@ import polars as pl
 from apscheduler.schedulers.background import BackgroundScheduler
 
 from pipeline import metrics, names, watch
-from pipeline.commits import COMMIT_ORDER, Holding, Snapshot, commit, raise_alerts
+from pipeline.commits import COMMIT_ORDER, HAND_OVER_SECONDS, Holding, Snapshot, commit, raise_alerts, unanswered
 from pipeline.core.assignment import plan
 from pipeline.core.batch import Output, State
 from pipeline.core.recovery import Stand
@@ -262,7 +262,8 @@ class Worker:
                 self._state, output = step_safely(self._state, portion, self._rulekeeper.rules, self._semantics)
                 self._keep(output, self._state)
         self._raise_alerts()
-        self._commit_when_due()
+        if not unanswered(self._held):  # what comes to the lake before its alerts come to Redis is told by nobody who takes over
+            self._commit_when_due()
         self._tick_when_due()
         return full
 
@@ -301,7 +302,7 @@ class Worker:
                     holding.pending = sorted({*holding.pending, *(entry.id for entry in reply[:applied])})
                 entries[partition] = reply[applied:]
                 holding.pending += [entry.id for entry in reply[applied:]]
-                rows += sum(entry.event_count for entry in reply[applied:])
+                rows += sum(entry.rows for entry in reply[applied:])
                 if holding.reread_after is not None:
                     holding.reread_after = reply[-1].id
                 if gone := sum(entry.lost for entry in reply):
@@ -383,6 +384,9 @@ class Worker:
         interval = self._settings.commit_interval_ms / 1000 * max(1.0, self._members / 4)
         if self._clock() - self._committed_at < interval or not self._held or self._lost:
             return
+        self._begin_commit()
+
+    def _begin_commit(self) -> None:
         self._committed_at = self._clock()
         self._commit = self._committer.submit(self._commit_until_done, self._snapshot())
 
@@ -457,7 +461,8 @@ class Worker:
             return
         metrics.PARTITIONS_LOST.inc(len(partitions))
         log.warning("lost partitions %s: %s", ", ".join(map(str, partitions)), why, extra={"partitions": partitions})
-        if self._commit is not None:  # it leaves out what is no longer held; let it end before the state changes
+        # It leaves out what is no longer held; let it end before the state changes.
+        if self._commit is not None and not self._state.positions.keys().isdisjoint(partitions):
             for partition in partitions:
                 self._held.pop(partition, None)
             self._wait_for_commit()
@@ -469,23 +474,30 @@ class Worker:
         self._made = {table: [rows for rows in frames if rows.height] for table, frames in self._made.items()}
         self._made_rows = sum(rows.height for frames in self._made.values() for rows in frames)
 
-    def _wait_for_commit(self) -> None:
-        deadline = self._clock() + self._settings.shutdown_timeout_seconds
-        while self._commit is not None and not self._commit.done() and self._clock() < deadline:
+    def _wait_for_commit(self) -> bool:
+        """Whether none is running any more; who stops waits for longer, the others have to read on."""
+        stopping = self._stopping.is_set()
+        until = self._clock() + self._settings.shutdown_timeout_seconds if stopping else self._committed_at + HAND_OVER_SECONDS
+        while self._commit is not None and not self._commit.done() and self._clock() < until:
             self.health.moved()
             time.sleep(0.005)
         if self._commit is not None and self._commit.done():
             self._finish_commit()
+        return self._commit is None
 
     def _hand_over(self, partitions: Iterable[int]) -> None:
-        """Commit all there is, then release these: the next holder needs no replay but of open windows."""
+        """Commit all there is, then release these: the next holder needs no replay but of open windows.
+
+        Where the commit takes too long they are kept, and tried again; their leases run out if we stop.
+        """
         self._raise_alerts()
-        self._wait_for_commit()
-        if self._commit is not None:
-            return  # the committer is stuck: keep them, their leases run out if we stop
-        self._drop_lost()  # what that commit found fenced: nothing that was made of it since may be settled
-        if (snapshot := self._commit_until_done(self._snapshot())) is not None:
-            self._settle(snapshot)
+        self._lost.update({p: (token, "nobody said whether its alerts were taken") for p, token in unanswered(self._held).items()})
+        if not self._wait_for_commit():
+            return
+        self._drop_lost()  # also what that commit found fenced: nothing that was made of it since may be settled
+        self._begin_commit()
+        if not self._wait_for_commit():
+            return
         for partition in partitions:
             holding = self._held.pop(partition, None)
             if holding is None:

@@ -86,7 +86,7 @@ def _first_of_each(breaches: pl.DataFrame, earlier: pl.DataFrame, bounds: pl.Dat
 
 
 def window_samples(summaries: pl.DataFrame, bounds: pl.DataFrame, width: int) -> pl.DataFrame:
-    """BREACHES of closed windows: the statistic that each rule on windows asks for; without a value, none.
+    """BREACHES of closed windows: the statistic that each rule on windows asks for; none where it is no number, as where a sum overflows.
 
     `summaries` have the partition; its revisions are not judged.
     """
@@ -96,7 +96,7 @@ def window_samples(summaries: pl.DataFrame, bounds: pl.DataFrame, width: int) ->
     joined = summaries.filter(~pl.col("revision")).join(asked, on="series", maintain_order="left")
     value = pl.coalesce(pl.when(pl.col("statistic") == name).then(pl.col(name).cast(pl.Float64)) for name in STATISTICS)
     return (
-        joined.with_columns(value=value).filter(pl.col("value").is_not_null()).with_columns(level())
+        joined.with_columns(value=value).filter(pl.col("value").is_finite()).with_columns(level())
         .select(
             "rule", "series", "partition", pl.lit(None, pl.Int64).alias("entry"), (pl.col("window") + width).alias("time"), "value",
             "level", "bound", "for_us", "window", "statistic", pl.lit(False).alias("is_late"),

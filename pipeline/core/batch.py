@@ -89,12 +89,17 @@ class State:
     open: pl.DataFrame = field(default_factory=OPEN_ROWS.to_frame().clone)
     active: pl.DataFrame = field(default_factory=alerts.ACTIVE.to_frame().clone)
     bounds: pl.DataFrame = field(default_factory=BOUNDS.to_frame().clone)
-    rules_version: int = 0  # -1: bounds are to be resolved anew at the next step
+    rules: Rules | None = field(default_factory=Rules)  # that `bounds` are of; None: to be resolved anew at the next step
+
+    @property
+    def rules_version(self) -> int:
+        """-1: none yet."""
+        return -1 if self.rules is None else self.rules.version
 
     def with_partition(self, other: State) -> State:
         """This state and that of partitions it does not have yet. Numbers of series and devices are moved apart."""
         if not self.positions:
-            return replace(other, rules_version=-1)
+            return replace(other, rules=None)
         series = pl.col("series") + self.series.height
         device = pl.col("device_number") + self.devices.height
         return replace(
@@ -105,7 +110,7 @@ class State:
             windows=pl.concat([self.windows, other.windows.with_columns(device)]),
             open=pl.concat([self.open, other.open.with_columns(series, device)]),
             active=pl.concat([self.active, other.active.with_columns(series)]),
-            rules_version=-1,
+            rules=None,
         )
 
     def without_partition(self, partition: int) -> State:
@@ -126,7 +131,7 @@ class State:
             windows=closed_up(windows, "device_number"),
             open=closed_up(self.open.filter(others), "series", "device_number"),
             active=closed_up(self.active.filter(others), "series"),
-            rules_version=-1,
+            rules=None,
         )
 
 
@@ -181,12 +186,12 @@ def step(state: State, batch: Batch, rules: Rules, semantics: Semantics) -> tupl
 
 def _take_rules(state: State, rules: Rules) -> tuple[State, pl.DataFrame]:
     """Swap the rules in where they are new; alerts that they no longer ask for are resolved."""
-    if state.rules_version == rules.version:
+    if state.rules == rules:  # not by its number alone: a Redis that forgot a version gives its number to another document
         return state, alerts.NO_TRANSITIONS
     bounds = rules.resolve(state.series)
     resolved, active = alerts.withdraw(state.active, bounds)
     series = state.series.drop("guard_upper", "guard_lower").join(anomalies.guards(bounds), on="series", how="left", maintain_order="left")
-    return replace(state, bounds=bounds, active=active, series=series, rules_version=rules.version), resolved
+    return replace(state, bounds=bounds, active=active, series=series, rules=rules), resolved
 
 
 def _number_series(

@@ -83,7 +83,7 @@ def recover(
         active=active.join(series.select("series", *names), on=names)
         .drop(names)
         .select("rule", "series", pl.lit(partition, pl.Int32).alias("partition"), "severity", "firing", "since", "time", "value", "bound"),
-        rules_version=-1,
+        rules=None,
     )
 
 

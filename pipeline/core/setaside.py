@@ -13,12 +13,13 @@ from pipeline.core.schema import DEAD_ROWS, marked
 
 TOO_LATE = "too_late"
 SERIES_LIMIT = "series_limit"
+UNPROCESSABLE = "unprocessable_entry"  # of an entry that broke the core: all that it holds
 # How many events of a series and time were refused in an entry. They are the last of them there: neither a device's event
 # time goes back, nor what is known of series.
 REFUSED = pl.Schema({"entry": pl.Int64(), "sample": pl.String(), "count": pl.UInt32()})
 
 
-def dead_rows(events: pl.DataFrame, field: str, reason: str) -> pl.DataFrame:
+def dead_rows(events: pl.DataFrame, field: str | None, reason: str) -> pl.DataFrame:
     """Events as dead letters (DEAD_ROWS); `event` is JSON as ingest takes it, so that they can be re-driven."""
     events = events.rechunk()  # Polars 2.1: format and concat_str panic on a column with an empty chunk inside
     event = pl.concat_str(
@@ -26,16 +27,15 @@ def dead_rows(events: pl.DataFrame, field: str, reason: str) -> pl.DataFrame:
         pl.lit(',"value":'), pl.coalesce(pl.col("exact").cast(pl.String), pl.col("value").cast(pl.String)),
         _time_text(),
     )  # fmt: skip
-    return events.select(
-        "partition", "entry", pl.col("device").cast(pl.String), pl.lit(field).alias("field"), pl.lit(reason).alias("reason"), event=event
-    ).select(list(DEAD_ROWS))
+    why = [pl.lit(field, pl.String).alias("field"), pl.lit(reason).alias("reason")]
+    return events.select("partition", "entry", pl.col("device").cast(pl.String), *why, event=event).select(list(DEAD_ROWS))
 
 
 def refused_of(dead_letters: pl.LazyFrame, *key: str) -> pl.LazyFrame:
     """REFUSED, after the columns of `key`, of those of the dead letters (DEAD_ROWS) that more than the event itself decided on."""
     # As it is sent, but for the value, whose digits another version may write in another way.
     sample = pl.col("event").str.replace(r',"value":[^"]*(,"timestamp":"[^"]*"\})$', "$1")
-    ours = dead_letters.filter(pl.col("reason").is_in([TOO_LATE, SERIES_LIMIT]))
+    ours = dead_letters.filter(pl.col("reason").is_in([TOO_LATE, SERIES_LIMIT, UNPROCESSABLE]))
     return ours.group_by(*key, "entry", sample=sample).agg(pl.len().alias("count"))
 
 

@@ -39,19 +39,19 @@ def to_batch(entries: Mapping[int, Sequence[Entry]]) -> Batch:
 
 
 def portions(entries: Mapping[int, Sequence[Entry]], rows_max: int) -> Iterator[dict[int, list[Entry]]]:
-    """Entries (partition -> in stream order) in portions of at most `rows_max` events, or of one entry that holds more.
+    """Entries (partition -> in stream order) in portions of at most `rows_max` events and dead letters, or of one entry that holds more.
 
-    What a step needs of memory goes by its rows, and an entry may hold one event or fifty thousand.
+    What a step needs of memory goes by its rows, and an entry may hold one of them or fifty thousand.
     """
     portion: dict[int, list[Entry]] = {}
     rows = 0
     for partition, found in entries.items():
         for entry in found:
-            if portion and rows + entry.event_count > rows_max:
+            if portion and rows + entry.rows > rows_max:
                 yield portion
                 portion, rows = {}, 0
             portion.setdefault(partition, []).append(entry)
-            rows += entry.event_count
+            rows += entry.rows
     if portion:
         yield portion
 

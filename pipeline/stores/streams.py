@@ -65,6 +65,11 @@ class Entry(NamedTuple):
     dead_letter_count: int = 0
     lost: bool = False
 
+    @property
+    def rows(self) -> int:
+        """Of both kinds, as it says itself: what it needs of memory goes by them."""
+        return self.event_count + self.dead_letter_count
+
 
 class Opened(NamedTuple):
     """What `open` did."""
@@ -252,7 +257,7 @@ class Streams:
         return {partition: _entries(partition, reply) for partition, reply in zip(leases, replies, strict=True)}
 
     def settle(self, settlements: Mapping[int, Settlement]) -> dict[int, PipelineError]:
-        """Per partition acknowledge entries and trim what lies before the oldest unsettled one, all in one round trip.
+        """Per partition acknowledge entries, trim what lies before the oldest unsettled one, and delete them behind it, in one round trip.
 
         What failed, and how: Fenced, Restarted, or Unavailable. Nothing unread or unsettled may lie before `trim_before`.
         """
