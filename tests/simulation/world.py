@@ -16,12 +16,13 @@ class World:
 
     def __init__(self):
         self.redis, self.tables, self.seconds = MemoryRedis(), MemoryTables(), 1000.0
-        self.started = 0
+        self.workers = []
 
-    def worker(self, partition_series_max=1000):
-        limited = SETTINGS.model_copy(update={"partition_series_max": partition_series_max, "device_series_max": 1000})
-        self.started += 1
-        self.process = Process(f"w{self.started}", self.redis, self.tables, lambda: self.seconds, limited)
+    def worker(self, partition_series_max=1000, **settings):
+        limits = {"partition_series_max": partition_series_max, "device_series_max": 1000, **settings}
+        limited = SETTINGS.model_copy(update=limits)
+        self.process = Process(f"w{len(self.workers) + 1}", self.redis, self.tables, lambda: self.seconds, limited)
+        self.workers.append(self.process.worker)
         self.process.worker.start()
         return self.process.worker
 
@@ -41,6 +42,12 @@ class World:
             mine = [row for row in dated if DEVICES.get(row[0], 0) == partition]
             if mine:
                 self.redis.append(partition, payload_of_rows(mine), len(mine))
+
+    def keep_leases(self):
+        """They were renewed while the time went by."""
+        self.redis.leases = {
+            partition: (token, owner, self.redis.now_ms + SETTINGS.lease_ms) for partition, (token, owner, _) in self.redis.leases.items()
+        }
 
     def hold_no_names(self):
         """As a lake outside of the process: what it has is texts."""
