@@ -143,6 +143,14 @@ def test_a_sequence_beyond_its_bits_is_refused():
         parse_id(b"1700000000000-1048576")
 
 
+def test_what_comes_after_an_id_beyond_its_bits_gets_one_within_them(stack, client):
+    """Something else wrote it, ahead of the clock: what the API accepts after it is read all the same."""
+    held(client)
+    client.xadd(keys.stream_key(0), {"e": b"x"}, id="4000000000000-1048576")
+    assert append(stack, group()) == [parse_id(b"4000000000001-1")]
+    assert [entry for entry, _ in client.xrange(keys.stream_key(0))] == [b"4000000000000-1048576", b"4000000000001-1"]
+
+
 @pytest.mark.parametrize("count", ["", "x", "-1", "1.5", "9" * 30, "\u0663"])
 def test_an_entry_whose_counts_are_no_numbers_is_read_all_the_same(stack, client, count):
     """Something else wrote it: it must not end the worker that meets it, nor the next one."""

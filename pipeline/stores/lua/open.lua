@@ -1,4 +1,4 @@
--- after: fence, run, incarnation
+-- after: fence, run, incarnation, add
 -- Make the stream and its group where they are absent, and bring its ids behind all that was made of it. KEYS: lease, stream, books.
 -- ARGV: token, group, committed position ("ms-seq"), accepted events as the lake knows them ('': the stream must be there), the
 -- newest id that anything stands for, then of each thing that outlives a Redis how far it has come: id and incarnation. The first
@@ -53,7 +53,7 @@ local function move(id, fields)
     if fields[i] == 'i' then at = i end
   end
   fields[at], fields[at + 1] = 'i', current
-  redis.call('XADD', KEYS[2], '*', unpack(fields))
+  add(KEYS[2], unpack(fields))
   redis.call('XACK', KEYS[2], ARGV[2], id)
   redis.call('XDEL', KEYS[2], id)
   moved = moved + 1
@@ -73,6 +73,7 @@ end
 if before(last_id(), ARGV[5]) then
   redis.call('XSETID', KEYS[2], ARGV[5])
 end
+fits(KEYS[2], last_id())
 local last, first = last_id(), nil -- of what is there; of what is moved
 redis.call('HSET', KEYS[3], 'incarnation', current, 'opened', current)
 local function move_where(holds, from, to)
