@@ -8,9 +8,10 @@ import pytest
 
 from pipeline.errors import Invalid, Unavailable
 from pipeline.stores import connection as keys
+from pipeline.stores.alertlog import NAMED, AlertLog, AlertReader
 from pipeline.stores.connection import check_server, connect_async, format_id, parse_id
 from pipeline.stores.leases import Leases
-from pipeline.stores.streams import Appender, Group, Repeated, Streams
+from pipeline.stores.streams import Appender, Group, Repeated, Settlement, Streams
 
 
 def append(stack, *groups):
@@ -71,6 +72,28 @@ def test_a_full_redis_takes_no_events(stack, client, body_keys):
     assert isinstance(reply, Unavailable) and client.xlen(keys.stream_key(0)) == 1
     (entry,) = append(stack, group(0, *body_keys))
     assert isinstance(entry, int)
+
+
+@pytest.mark.parametrize("flagged", [True, False])
+def test_a_full_redis_lets_the_work_be_done_that_frees_it(stack, client, monkeypatch, flagged):
+    """Also one before 7.0, where no flag of a script says so: members live, leases are taken, entries read and settled, time passes."""
+    if not flagged:
+        monkeypatch.setattr(keys, "server_version", lambda _: (6, 2))
+    leases, streams = Leases(client, "a", 60_000), Streams(client)
+    token = held(client)
+    append(stack, group())
+    bounded(client, 1)
+    try:
+        assert leases.heartbeat().keys() == {"a"} and leases.tend(2)[0] == "a" and not leases.renew({0: token})
+        assert streams.read({1: held(client, partition=1)}, 10, {}) == {1: []}
+        (entry,) = streams.read({0: token}, 10, {})[0]
+        AlertLog(client).apply(0, token, entry.id, NAMED.to_frame(), NAMED.to_frame(), [(entry.id, {"n": 1})])
+        streams.tick(0, token, 0)
+        assert not streams.settle({0: Settlement(token, [entry.id], entry.id + 1)})
+        leases.release(0, token)
+    finally:
+        bounded(client, 0)
+    assert client.xlen(keys.stream_key(0)) == 1 and AlertReader.all_transitions(client, 1) == [{"n": 1}]
 
 
 def test_a_key_that_comes_again_tells_which_rows_were_left_out(stack, client):
