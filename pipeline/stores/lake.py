@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import datetime
 from itertools import chain
 from pathlib import Path
@@ -279,13 +279,9 @@ class Lake:
         version = series.transaction_version("aggregates")
         known = SERIES_TABLE.to_frame()
         if version is not None:
-            try:
-                before = set(DeltaTable(self._uri("aggregates"), version=version, storage_options=self._options).file_uris())
-            except (DeltaError, OSError):  # its log is gone: read all, which is slow and right
-                before = None
-            if before is not None:
-                known = self._scan(series.file_uris()).filter(where).collect().select(pl.col(n).cast(t) for n, t in SERIES_TABLE.items())
-                files -= before
+            known = self._scan(series.file_uris()).filter(where).collect().select(pl.col(n).cast(t) for n, t in SERIES_TABLE.items())
+            with suppress(DeltaError, OSError):  # its log may be gone: then all files are read, which is slow and right
+                files -= set(DeltaTable(self._uri("aggregates"), version=version, storage_options=self._options).file_uris())
         if not files:
             return known
         key = ["partition", *SERIES_NAMES]

@@ -13,6 +13,7 @@ import polars as pl
 import pyarrow as pa
 import pytest
 from deltalake import DeltaTable
+from deltalake.exceptions import DeltaError
 
 from pipeline.books import Ledger, balance
 from pipeline.core.batch import State, step
@@ -191,6 +192,27 @@ def test_a_log_that_is_cut_is_short_and_costs_nobody_a_row(lake, looks):
         assert each.stands("aggregates", range(3)) == {0: Stand(30, 1), 1: Stand(2, 1), 2: Stand()}
         assert each.last_rows([0], SEMANTICS)[0].height == 1
         assert each.counts()["windows"] == 32 * rows.height
+
+
+def test_a_series_all_of_whose_rows_expired_is_known_when_the_log_is_cut(lake):
+    """The `series` table knows what no file has any more, whether or not it can be told which files it goes by."""
+    old, position = rows_of(device="a")
+    lake.commit("aggregates", old, {0: Stand(position)}, {0: -1})
+    new, later = rows_of(1_790_000_000, "b")
+    assert lake.refresh_series(SEMANTICS) == 1
+    goes_by = lake._handle("series").transaction_version("aggregates")
+    lake.commit("aggregates", new, {0: Stand(later)}, {0: position})
+    lake.expire("aggregates", datetime(2024, 1, 1, tzinfo=UTC))
+    known = lake.last_rows([0], SEMANTICS)[0].sort(pl.col("device").cast(pl.String))
+    assert known["device"].to_list() == ["a", "b"]
+    for entry in Path(lake.location, "aggregates", "_delta_log").iterdir():
+        os.utime(entry, (0, time.time() - 60 * LOG_RETENTION_MINUTES - 1))
+    lake.checkpoint("aggregates")
+    with pytest.raises(DeltaError):
+        DeltaTable(f"{lake.location}/aggregates", version=goes_by)
+    for _ in range(2):
+        assert other(lake).last_rows([0], SEMANTICS)[0].sort(pl.col("device").cast(pl.String)).equals(known)
+        assert lake.refresh_series(SEMANTICS) == 2
 
 
 def test_compaction_beside_a_writer_loses_nothing(lake):
