@@ -11,7 +11,7 @@ from pipeline.stores import connection as keys
 from pipeline.stores.alertlog import NAMED, AlertLog, AlertReader
 from pipeline.stores.connection import check_server, connect_async, format_id, parse_id
 from pipeline.stores.leases import Leases
-from pipeline.stores.streams import Appender, Group, Repeated, Settlement, Streams
+from pipeline.stores.streams import Appender, Group, Repeated, Settlement, Streams, history
 
 
 def append(stack, *groups):
@@ -172,6 +172,25 @@ def test_what_comes_after_an_id_beyond_its_bits_gets_one_within_them(stack, clie
     client.xadd(keys.stream_key(0), {"e": b"x"}, id="4000000000000-1048576")
     assert append(stack, group()) == [parse_id(b"4000000000001-1")]
     assert [entry for entry, _ in client.xrange(keys.stream_key(0))] == [b"4000000000000-1048576", b"4000000000001-1"]
+
+
+@pytest.mark.parametrize("delivered", [False, True])
+def test_an_entry_with_an_id_beyond_its_bits_is_moved_to_where_it_gets_one_within_them(stack, client, delivered):
+    """It must not end the worker that meets it, nor the next one: and those around it are read, each once."""
+    token, streams, key = held(client), Streams(client), keys.stream_key(0)
+    (first,) = append(stack, group())
+    for n in range(2):
+        client.xadd(key, {"e": b"%d" % n}, id=f"4000000000000-{1048576 + n}")
+    (after,) = append(stack, group())
+    if delivered:
+        client.xreadgroup(keys.GROUP, keys.CONSUMER, {key: ">"})
+        assert [entry.id for page in history(streams, 0, token, -1, 1) for entry in page] == [first, after]
+    else:
+        assert [entry.id for entry in streams.read({0: token}, 10, {})[0]] == [first, after]
+    moved = streams.read({0: token}, 10, {})[0]
+    assert [entry.events for entry in moved] == [b"0", b"1"] and moved[0].id > after
+    assert [entry.id for entry in streams.outstanding(0)] == [first, after, *(entry.id for entry in moved)]
+    assert client.xpending(key, keys.GROUP)["pending"] == client.xlen(key) == 4
 
 
 @pytest.mark.parametrize("count", ["", "x", "-1", "1.5", "9" * 30, "\u0663"])
