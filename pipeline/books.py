@@ -35,6 +35,7 @@ def balance(client: redis.Redis, lake: Lake, semantics: Semantics, partitions: i
         ahead[partition] = [entry.id for entry in entries if entry.id > position]
     in_flight -= lake.dead_lettered(ahead)
     counts = lake.counts()
+    accepted -= sum(lake.expired(range(partitions)).values())
     accounted = counts["aggregated"] + counts["late"] + counts["repeated"] + counts["dead_lettered"] + in_flight
     return {"accepted": accepted, **counts, "in_flight": in_flight, "balanced": accepted == accounted}
 
@@ -78,10 +79,12 @@ class Ledger:
         seen = {partition: found for partition, found in seen.items() if stands[partition] == stood[partition]}
         ahead = {p: [entry.id for entry in entries if entry.id > stood[p]] for p, (_, _, entries) in seen.items()}
         counted = still.counts_of({p: upto for p, (_, upto, _) in seen.items()}, ahead)
+        expired = still.expired(seen)
         last_rows = still.last_rows(seen, self._semantics)
         refused = still.refused({p: [entry.id for entry in entries if entry.id <= stood[p]] for p, (_, _, entries) in seen.items()})
         for partition, *counts in counted.select("partition", *ACCOUNTS[:-1]).iter_rows():
             accepted, _, entries = seen[partition]
+            accepted -= expired[partition]
             in_flight = _in_flight(partition, stood[partition], entries, last_rows[partition], refused[partition], self._semantics)
             figures = dict(zip(ACCOUNTS, (*counts, in_flight), strict=True))
             self._figures[partition] = {"accepted": accepted, **figures, "imbalance": accepted - sum(figures.values())}

@@ -27,7 +27,6 @@ from pipeline.stores.catalog import write_catalog
 from pipeline.stores.connection import connect
 from pipeline.stores.lake import Lake, first_line
 from pipeline.stores.leases import Leases
-from pipeline.stores.streams import Streams
 from pipeline.stores.tables import SIDE_TABLES
 
 log = logging.getLogger("maintenance")
@@ -42,7 +41,6 @@ class Maintenance:
         self._settings = settings
         self._semantics: Semantics = semantics_of(settings)
         client = connect(settings.redis_url, settings.redis_timeout_seconds)
-        self._streams = Streams(client)
         self._leases = Leases(client, f"{socket.gethostname()}-{os.getpid()}", settings.lease_ms)
         self._gauges = Gauges(settings, client, self._leases)
         self.health = health_of(settings)
@@ -128,8 +126,7 @@ class Maintenance:
         oldest = datetime.now(UTC) - timedelta(days=self._settings.retention_days)
         for table in (*SIDE_TABLES, "aggregates", "series"):
             if table != "series":
-                for partition, events in (self._attempt(lake.expire, table, oldest) or {}).items():
-                    self._streams.expired(partition, events)
+                self._attempt(lake.expire, table, oldest)
             self._attempt(lake.checkpoint, table)
             metrics.FILES_VACUUMED.labels(table).inc(self._attempt(lake.vacuum, table, self._settings.vacuum_retention_hours) or 0)
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 import polars as pl
 
 from pipeline.core.recovery import LAST_ROWS, Stand
-from pipeline.core.schema import SERIES_NAMES, entry_id, split_entry_id
+from pipeline.core.schema import SEQUENCE_BITS, SERIES_NAMES, entry_id, split_entry_id
 from pipeline.core.semantics import NEVER, Semantics
 from pipeline.core.setaside import REFUSED, refused_of
 from pipeline.errors import Fenced, Invalid, PipelineError, Restarted, Unavailable
@@ -90,6 +90,11 @@ class _Stream:
     opened: int = 0
     incarnations: dict[int, int] = field(default_factory=dict)  # of entries
 
+    def go_on_after(self, entry: int) -> None:
+        """Let the next id be greater; before a millisecond has too many, ids go on in the next."""
+        milliseconds, sequence = split_entry_id(entry)
+        self.last = entry if sequence < 1 << SEQUENCE_BITS - 1 else entry_id(milliseconds + 1, 0)
+
 
 @dataclass
 class MemoryRedis:
@@ -114,16 +119,18 @@ class MemoryRedis:
         if partition not in self.streams:
             raise Unavailable("NOSTREAM")
         stream = self.streams[partition]
-        self.add(stream, Entry(0, events, event_count))
-        self.appended.setdefault(partition, []).append(stream.entries[stream.last])
+        added = self.add(stream, Entry(0, events, event_count))
+        self.appended.setdefault(partition, []).append(stream.entries[added])
         self.accepted[partition] = self.accepted.get(partition, 0) + event_count
-        return stream.last
+        return added
 
-    def add(self, stream: _Stream, entry: Entry) -> None:
-        """Put an entry at the end, under an id of now."""
-        stream.last = max(entry_id(self.now_ms, 0), stream.last + 1)
-        stream.entries[stream.last] = entry._replace(id=stream.last)
-        stream.incarnation = stream.incarnations[stream.last] = self.incarnation(stream)
+    def add(self, stream: _Stream, entry: Entry) -> int:
+        """Put an entry at the end, under an id of now: that one."""
+        added = max(entry_id(self.now_ms, 0), stream.last + 1)
+        stream.entries[added] = entry._replace(id=added)
+        stream.incarnation = stream.incarnations[added] = self.incarnation(stream)
+        stream.go_on_after(added)
+        return added
 
     def incarnation(self, stream: _Stream) -> int:
         """Which incarnation of the stream it is now."""
@@ -193,7 +200,7 @@ class MemoryStreams:
             self._redis.streams[partition] = _Stream(delivered=max(position, 0))
             self._redis.accepted[partition] = accepted
         stream = self._redis.streams[partition]
-        stream.last = max(stream.last, newest)  # ids must not run backwards
+        stream.go_on_after(max(stream.last, newest))  # ids must not run backwards
         current = self._redis.incarnation(stream)
         unopened = stream.opened != current
         stream.incarnation = stream.opened = current

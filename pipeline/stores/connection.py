@@ -118,7 +118,8 @@ def copies_of(settings: Settings) -> Copies:
 class Scripts:
     """The scripts of those who work on the streams, sent by digest, and loaded anew where Redis has forgotten them.
 
-    From Redis 7 on they also run when its memory is full: the work that frees it must not be what a full Redis refuses.
+    They also run when its memory is full: the work that frees it must not be what a full Redis refuses. Before 7.0 no flag says so;
+    but of a script only the first write is refused, if it is one that may add, and so the first is one that removes nothing.
     """
 
     def __init__(self, client: redis.Redis) -> None:
@@ -152,8 +153,8 @@ class Scripts:
         return copies.judged(pipe.execute(raise_on_error=False))
 
     def _load(self, name: str) -> None:
-        flags = "#!lua flags=allow-oom\n" if server_version(self._redis) >= (7, 0) else ""
-        self._digests[name] = self._redis.script_load(flags + script(name))
+        before = "#!lua flags=allow-oom\n" if server_version(self._redis) >= (7, 0) else "redis.pcall('HDEL', KEYS[1], '')\n"
+        self._digests[name] = self._redis.script_load(before + script(name))
 
 
 def server_version(client: redis.Redis) -> tuple[int, ...]:

@@ -10,19 +10,17 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import datetime
 from itertools import chain
 from pathlib import Path
 
 import polars as pl
 from deltalake import (
-    ColumnProperties,
     CommitProperties,
     DeltaTable,
     PostCommitHookProperties,
     Transaction,
-    WriterProperties,
     write_deltalake,
 )
 from deltalake.exceptions import CommitFailedError, DeltaError, TableNotFoundError
@@ -34,7 +32,7 @@ from pipeline.core.setaside import REFUSED, refused_of
 from pipeline.errors import Fenced, Invalid, Unavailable
 from pipeline.stores.deltalog import Transactions
 from pipeline.stores.filecounts import FileCounts, scan
-from pipeline.stores.tables import SCHEMAS, SERIES_TABLE, SKIP_BY, TABLES, rows_of
+from pipeline.stores.tables import APPEND, COMPACT, SCHEMAS, SERIES_TABLE, SKIP_BY, TABLES, rows_of
 
 FORMAT = 1  # of the tables; another needs another lake
 SMALL_BYTES = 1 << 20  # of a file that had better be merged with others
@@ -53,6 +51,11 @@ def txn(partition: int) -> str:
 def incarnation_txn(partition: int) -> str:
     """The name under which it keeps which incarnation of the stream that position is of."""
     return f"telemetry/{partition}/incarnation"
+
+
+def expired_txn(partition: int) -> str:
+    """The name under which it keeps how many events of a partition went for their age."""
+    return f"telemetry/{partition}/expired"
 
 
 class Lake:
@@ -235,7 +238,7 @@ class Lake:
             try:
                 write_deltalake(
                     handle, data, mode="append", commit_properties=properties, post_commithook_properties=_NO_CLEANUP,
-                    storage_options=self._options, writer_properties=_APPEND,
+                    storage_options=self._options, writer_properties=APPEND,
                 )  # fmt: skip
                 return
             except CommitFailedError as error:  # another commit of one of these partitions came first, or it is ours
@@ -276,13 +279,9 @@ class Lake:
         version = series.transaction_version("aggregates")
         known = SERIES_TABLE.to_frame()
         if version is not None:
-            try:
-                before = set(DeltaTable(self._uri("aggregates"), version=version, storage_options=self._options).file_uris())
-            except (DeltaError, OSError):  # its log is gone: read all, which is slow and right
-                before = None
-            if before is not None:
-                known = self._scan(series.file_uris()).filter(where).collect().select(pl.col(n).cast(t) for n, t in SERIES_TABLE.items())
-                files -= before
+            known = self._scan(series.file_uris()).filter(where).collect().select(pl.col(n).cast(t) for n, t in SERIES_TABLE.items())
+            with suppress(DeltaError, OSError):  # its log may be gone: then all files are read, which is slow and right
+                files -= set(DeltaTable(self._uri("aggregates"), version=version, storage_options=self._options).file_uris())
         if not files:
             return known
         key = ["partition", *SERIES_NAMES]
@@ -339,7 +338,7 @@ class Lake:
         for day, count in sorted(days.items()):
             if count >= files_min:
                 properties = CommitProperties(max_commit_retries=self._retries)
-                metrics = handle.optimize.compact([("date", "=", day)], commit_properties=properties, writer_properties=_COMPACT)
+                metrics = handle.optimize.compact([("date", "=", day)], commit_properties=properties, writer_properties=COMPACT)
                 gone += metrics["numFilesRemoved"]
         return gone
 
@@ -354,10 +353,10 @@ class Lake:
         handle = self._refresh(table)
         return len(handle.vacuum(retention_hours=int(retention_hours), dry_run=dry_run, enforce_retention_duration=False, full=True))
 
-    def expire(self, table: str, before: datetime) -> dict[int, int]:
+    def expire(self, table: str, before: datetime) -> None:
         """Delete what is of days before `before` and arrived before it, too: a recording of long ago that came today stays.
 
-        Returns the events that went, per partition, as the books count them.
+        How many events went, as the books count them, is written down in the same commit: the one is never known without the other.
         """
         arrival = "arrived" if table in ("aggregates", "anomalies") else "received_at"
         moment = before.replace(tzinfo=None)
@@ -369,8 +368,20 @@ class Lake:
         gone = dict(rows.group_by("partition").agg(events.sum()).collect().iter_rows())
         if gone:
             predicate = f"date < '{moment.date()}' AND {arrival} < arrow_cast('{moment.isoformat()}', 'Timestamp(Microsecond, None)')"
-            self._handle(table).delete(predicate, commit_properties=CommitProperties(max_commit_retries=self._retries))
-        return {partition: count for partition, count in gone.items() if count}
+            went = self._expired(table, gone)
+            noted = [Transaction(expired_txn(partition), went[partition] + count) for partition, count in gone.items() if count]
+            properties = CommitProperties(app_transactions=noted, max_commit_retries=self._retries)
+            self._handle(table).delete(predicate, commit_properties=properties)
+
+    def expired(self, partitions: Iterable[int]) -> dict[int, int]:
+        """Events of each partition that went for their age, as of the versions that were looked at last: who counted, counted these."""
+        each = [self._expired(table, partitions) for table in ("aggregates", "dead_letters")]
+        return {partition: sum(went[partition] for went in each) for partition in each[0]}
+
+    def _expired(self, table: str, partitions: Iterable[int]) -> dict[int, int]:
+        named = {partition: expired_txn(partition) for partition in partitions}
+        found = self._txns(self._handle(table), table, named.values())
+        return {partition: found[name] or 0 for partition, name in named.items()}
 
     def counts(self) -> dict[str, int]:
         """Events that the tables account for: aggregated, late, repeated, dead_lettered; and windows, anomalies.
@@ -440,12 +451,12 @@ class Lake:
         return found | {partition: part for (partition,), part in parts.items()}
 
     def accounted(self, partitions: Iterable[int]) -> dict[int, int]:
-        """Events of each partition that the tables account for."""
+        """Events of each partition that the tables account for, those that expired as well."""
         rows = self._counted().select("partition", count=pl.sum_horizontal("aggregated", "late", "repeated"))
         dead = self._scan_table("dead_letters").filter(_ACCEPTED).group_by("partition").agg(pl.len().cast(pl.Int64).alias("count"))
         both = pl.concat([rows, self._collected("dead_letters", dead)]).group_by("partition").agg(pl.col("count").sum())
         found = dict(both.iter_rows())
-        return {partition: found.get(partition, 0) for partition in partitions}
+        return {partition: found.get(partition, 0) + went for partition, went in self.expired(partitions).items()}
 
     def _collected(self, table: str, query: pl.LazyFrame) -> pl.DataFrame:
         with self._reading(table):
@@ -457,22 +468,6 @@ class Lake:
 
 
 _ACCEPTED = pl.col("reason") != "undecodable_entry"
-# A commit is read once or twice before it is compacted: no dictionaries, and minima and maxima only of what queries name.
-# Both together were half of its cost.
-_NAMED_IN_QUERIES = ("partition", *SERIES_NAMES, "window_start", "event_time", "arrived", "received_at", "rule")
-_PLAIN = ColumnProperties(dictionary_enabled=False, statistics_enabled="NONE")
-_APPEND = WriterProperties(
-    compression="ZSTD",
-    compression_level=1,
-    default_column_properties=_PLAIN,
-    column_properties=dict.fromkeys(_NAMED_IN_QUERIES, ColumnProperties(dictionary_enabled=False, statistics_enabled="CHUNK")),
-)
-_COMPACT = WriterProperties(
-    compression="ZSTD",
-    compression_level=3,
-    default_column_properties=_PLAIN,
-    column_properties=dict.fromkeys(_NAMED_IN_QUERIES, ColumnProperties(dictionary_enabled=True, statistics_enabled="CHUNK")),
-)
 
 
 def merge_newest(known: pl.DataFrame, found: pl.DataFrame) -> pl.DataFrame:

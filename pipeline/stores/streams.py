@@ -325,15 +325,13 @@ class Streams:
         return int(accepted or 0) - int(expired or 0), parse_id(stream["last-generated-id"])
 
     def accepted(self, partition: int) -> int:
-        """Events accepted into this partition since the store was made, taken or set aside, but for those that expired."""
+        """Events accepted into this partition since the store was made, taken or set aside.
+
+        But for those that Redis was told of as expired: today the lake itself says how many are.
+        """
         with translated(partition):
             accepted, expired = self._redis.hmget(keys.books_key(partition), "accepted", "expired")
         return int(accepted or 0) - int(expired or 0)
-
-    def expired(self, partition: int, events: int) -> None:
-        """Note that rows of so many events were deleted for their age: the books no longer ask for them."""
-        with translated(partition):
-            self._redis.hincrby(keys.books_key(partition), "expired", events)
 
 
 def history(streams: Streams, partition: int, token: int, newest: int, count: int) -> Iterator[list[Entry]]:

@@ -9,7 +9,7 @@ import pytest
 import redis
 
 from pipeline.core.recovery import Stand
-from pipeline.core.schema import entry_id
+from pipeline.core.schema import SEQUENCE_BITS, entry_id, split_entry_id
 from pipeline.errors import Fenced, Restarted, Unavailable
 from pipeline.stores.alertlog import NAMED
 from pipeline.stores.connection import Scripts
@@ -54,6 +54,18 @@ def test_ids_go_on_after_the_newest_that_anything_stands_for(world):
     entry = world.append()
     assert entry > newest
     assert [each.id for each in world.streams().read({0: token}, 10, {})[0]] == [entry]
+
+
+@pytest.mark.parametrize("sequence", [(1 << SEQUENCE_BITS - 1) - 1, (1 << SEQUENCE_BITS) - 1])
+def test_ids_keep_within_their_bits_under_a_clock_that_is_behind(world, sequence):
+    """The last millisecond is not counted up for ever: ids go on in the next one, in their order."""
+    ahead = 4_000_000_000_000
+    token = held(world, newest=entry_id(ahead, sequence))
+    ids = [world.append() for _ in range(3)]
+    world.streams().tick(0, token, -ahead)
+    read = [each.id for each in world.streams().read({0: token}, 10, {})[0]]
+    assert read[:3] == ids == sorted(ids) and len(read) == 4
+    assert [split_entry_id(each)[0] - ahead for each in read] == ([1] * 4 if sequence + 1 == 1 << SEQUENCE_BITS else [0, 1, 1, 1])
 
 
 def test_a_zombie_changes_nothing(world):

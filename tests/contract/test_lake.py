@@ -13,15 +13,16 @@ import polars as pl
 import pyarrow as pa
 import pytest
 from deltalake import DeltaTable
+from deltalake.exceptions import DeltaError
 
-from pipeline.books import balance
+from pipeline.books import Ledger, balance
 from pipeline.core.batch import State, step
 from pipeline.core.recovery import LAST_ROWS, Stand
 from pipeline.core.semantics import NEVER
 from pipeline.core.setaside import REFUSED, without_refused
 from pipeline.errors import Fenced, Invalid, Unavailable
 from pipeline.stores.codec import EVENTS_ARROW, encode
-from pipeline.stores.connection import GROUP, books_key, stream_key
+from pipeline.stores.connection import GROUP, books_key, format_id, stream_key
 from pipeline.stores.entries import to_batch
 from pipeline.stores.lake import LOG_RETENTION_MINUTES, Lake
 from pipeline.stores.streams import Streams
@@ -193,6 +194,27 @@ def test_a_log_that_is_cut_is_short_and_costs_nobody_a_row(lake, looks):
         assert each.counts()["windows"] == 32 * rows.height
 
 
+def test_a_series_all_of_whose_rows_expired_is_known_when_the_log_is_cut(lake):
+    """The `series` table knows what no file has any more, whether or not it can be told which files it goes by."""
+    old, position = rows_of(device="a")
+    lake.commit("aggregates", old, {0: Stand(position)}, {0: -1})
+    new, later = rows_of(1_790_000_000, "b")
+    assert lake.refresh_series(SEMANTICS) == 1
+    goes_by = lake._handle("series").transaction_version("aggregates")
+    lake.commit("aggregates", new, {0: Stand(later)}, {0: position})
+    lake.expire("aggregates", datetime(2024, 1, 1, tzinfo=UTC))
+    known = lake.last_rows([0], SEMANTICS)[0].sort(pl.col("device").cast(pl.String))
+    assert known["device"].to_list() == ["a", "b"]
+    for entry in Path(lake.location, "aggregates", "_delta_log").iterdir():
+        os.utime(entry, (0, time.time() - 60 * LOG_RETENTION_MINUTES - 1))
+    lake.checkpoint("aggregates")
+    with pytest.raises(DeltaError):
+        DeltaTable(f"{lake.location}/aggregates", version=goes_by)
+    for _ in range(2):
+        assert other(lake).last_rows([0], SEMANTICS)[0].sort(pl.col("device").cast(pl.String)).equals(known)
+        assert lake.refresh_series(SEMANTICS) == 2
+
+
 def test_compaction_beside_a_writer_loses_nothing(lake):
     position, total = -1, 0
     for n in range(6):
@@ -220,13 +242,41 @@ def test_old_days_expire(lake):
     """By the day of the event, and not before it is as long ago that it arrived: a replayed recording stays."""
     rows, position = rows_of()
     lake.commit("aggregates", rows, {0: Stand(position)}, {0: -1})
-    assert lake.expire("aggregates", datetime(2023, 1, 1, tzinfo=UTC)) == {}
-    assert lake.expire("aggregates", datetime(2024, 1, 1, tzinfo=UTC)) == {0: rows["count"].sum()}
-    assert lake.counts()["windows"] == 0
+    lake.expire("aggregates", datetime(2023, 1, 1, tzinfo=UTC))
+    assert (lake.counts()["windows"], lake.expired([0])) == (rows.height, {0: 0})
+    lake.expire("aggregates", datetime(2024, 1, 1, tzinfo=UTC))
+    assert (lake.counts()["windows"], lake.expired([0, 1])) == (0, {0: rows["count"].sum(), 1: 0})
     replayed = rows.with_columns(arrived=pl.lit(1_790_000_000_000_000))
     lake.commit("aggregates", replayed, {0: Stand(position + 1)}, {0: position})
-    assert lake.expire("aggregates", datetime(2024, 1, 1, tzinfo=UTC)) == {}
-    assert lake.counts()["windows"] == rows.height
+    lake.expire("aggregates", datetime(2024, 1, 1, tzinfo=UTC))
+    assert (lake.counts()["windows"], lake.expired([0])) == (rows.height, {0: rows["count"].sum()})
+
+
+def test_the_books_balance_over_what_expires_whatever_becomes_of_who_deletes_it(lake, client):
+    """Nobody has to tell Redis, which may be away then; and one that lost its memory begins with what the lake accounts for."""
+    rows, position = rows_of()
+    count, start = int(rows["count"].sum()), 1_700_000_000
+    late = [(start + 1, [("a", "x", start, 1)]), (start + 2, [("a", "x", start - 99_999, 1)])]
+    dead = step(State(), batch(late), RULES, SEMANTICS)[1].dead_letters
+    client.xgroup_create(stream_key(0), GROUP, "0", mkstream=True)
+    client.execute_command("XSETID", stream_key(0), format_id(position))
+    looks = Ledger(client, other(lake), SEMANTICS, 1)
+
+    def accepted():
+        books, seen = balance(client, lake, SEMANTICS, 1), looks.look()
+        assert books["balanced"] and not seen["imbalance"]
+        assert books["accepted"] == seen["accepted"]
+        return books["accepted"]
+
+    lake.commit("dead_letters", dead, {0: Stand(position)}, {0: -1})
+    for n in range(2):
+        lake.commit("aggregates", rows, {0: Stand(position + n)}, {0: position if n else -1})
+        client.hset(books_key(0), "accepted", 1 + count * (n + 1))
+        assert accepted() == count + 1 - n
+        for table in ("dead_letters", "aggregates"):
+            other(lake).expire(table, datetime(2024, 1, 1, tzinfo=UTC))
+            assert accepted() == (count if table == "dead_letters" else 0)
+    assert lake.accounted([0, 1]) == {0: 1 + 2 * count, 1: 0}
 
 
 @pytest.mark.parametrize(

@@ -8,9 +8,10 @@ import pytest
 
 from pipeline.errors import Invalid, Unavailable
 from pipeline.stores import connection as keys
+from pipeline.stores.alertlog import NAMED, AlertLog, AlertReader
 from pipeline.stores.connection import check_server, connect_async, format_id, parse_id
 from pipeline.stores.leases import Leases
-from pipeline.stores.streams import Appender, Group, Repeated, Streams
+from pipeline.stores.streams import Appender, Group, Repeated, Settlement, Streams, history
 
 
 def append(stack, *groups):
@@ -71,6 +72,28 @@ def test_a_full_redis_takes_no_events(stack, client, body_keys):
     assert isinstance(reply, Unavailable) and client.xlen(keys.stream_key(0)) == 1
     (entry,) = append(stack, group(0, *body_keys))
     assert isinstance(entry, int)
+
+
+@pytest.mark.parametrize("flagged", [True, False])
+def test_a_full_redis_lets_the_work_be_done_that_frees_it(stack, client, monkeypatch, flagged):
+    """Also one before 7.0, where no flag of a script says so: members live, leases are taken, entries read and settled, time passes."""
+    if not flagged:
+        monkeypatch.setattr(keys, "server_version", lambda _: (6, 2))
+    leases, streams = Leases(client, "a", 60_000), Streams(client)
+    token = held(client)
+    append(stack, group())
+    bounded(client, 1)
+    try:
+        assert leases.heartbeat().keys() == {"a"} and leases.tend(2)[0] == "a" and not leases.renew({0: token})
+        assert streams.read({1: held(client, partition=1)}, 10, {}) == {1: []}
+        (entry,) = streams.read({0: token}, 10, {})[0]
+        AlertLog(client).apply(0, token, entry.id, NAMED.to_frame(), NAMED.to_frame(), [(entry.id, {"n": 1})])
+        streams.tick(0, token, 0)
+        assert not streams.settle({0: Settlement(token, [entry.id], entry.id + 1)})
+        leases.release(0, token)
+    finally:
+        bounded(client, 0)
+    assert client.xlen(keys.stream_key(0)) == 1 and AlertReader.all_transitions(client, 1) == [{"n": 1}]
 
 
 def test_a_key_that_comes_again_tells_which_rows_were_left_out(stack, client):
@@ -141,6 +164,33 @@ def test_stream_ids_survive_the_way_through_an_integer(text):
 def test_a_sequence_beyond_its_bits_is_refused():
     with pytest.raises(Invalid, match="does not fit"):
         parse_id(b"1700000000000-1048576")
+
+
+def test_what_comes_after_an_id_beyond_its_bits_gets_one_within_them(stack, client):
+    """Something else wrote it, ahead of the clock: what the API accepts after it is read all the same."""
+    held(client)
+    client.xadd(keys.stream_key(0), {"e": b"x"}, id="4000000000000-1048576")
+    assert append(stack, group()) == [parse_id(b"4000000000001-1")]
+    assert [entry for entry, _ in client.xrange(keys.stream_key(0))] == [b"4000000000000-1048576", b"4000000000001-1"]
+
+
+@pytest.mark.parametrize("delivered", [False, True])
+def test_an_entry_with_an_id_beyond_its_bits_is_moved_to_where_it_gets_one_within_them(stack, client, delivered):
+    """It must not end the worker that meets it, nor the next one: and those around it are read, each once."""
+    token, streams, key = held(client), Streams(client), keys.stream_key(0)
+    (first,) = append(stack, group())
+    for n in range(2):
+        client.xadd(key, {"e": b"%d" % n}, id=f"4000000000000-{1048576 + n}")
+    (after,) = append(stack, group())
+    if delivered:
+        client.xreadgroup(keys.GROUP, keys.CONSUMER, {key: ">"})
+        assert [entry.id for page in history(streams, 0, token, -1, 1) for entry in page] == [first, after]
+    else:
+        assert [entry.id for entry in streams.read({0: token}, 10, {})[0]] == [first, after]
+    moved = streams.read({0: token}, 10, {})[0]
+    assert [entry.events for entry in moved] == [b"0", b"1"] and moved[0].id > after
+    assert [entry.id for entry in streams.outstanding(0)] == [first, after, *(entry.id for entry in moved)]
+    assert client.xpending(key, keys.GROUP)["pending"] == client.xlen(key) == 4
 
 
 @pytest.mark.parametrize("count", ["", "x", "-1", "1.5", "9" * 30, "\u0663"])

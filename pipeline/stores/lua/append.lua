@@ -1,4 +1,4 @@
--- after: run, incarnation
+-- after: run, incarnation, add
 -- Append one entry, unless a body in it was appended before. KEYS: stream, books, idempotency, what was left out of bodies.
 -- ARGV: events, event count, dead letters, dead letter count, retention of keys in ms, number of keys, key digests..., and as
 -- many texts that say which rows of that body were not admitted ('': all were); there are none of these where all were of all.
@@ -46,4 +46,4 @@ local current, new = incarnation(KEYS[2])
 if new then
   redis.call('HSET', KEYS[2], 'incarnation', current)
 end
-return redis.call('XADD', KEYS[1], '*', 'e', ARGV[1], 'n', ARGV[2], 'x', ARGV[3], 'm', ARGV[4], 'i', current)
+return add(KEYS[1], 'e', ARGV[1], 'n', ARGV[2], 'x', ARGV[3], 'm', ARGV[4], 'i', current)

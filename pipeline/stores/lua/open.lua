@@ -1,4 +1,4 @@
--- after: fence, run, incarnation
+-- after: fence, run, incarnation, add, move
 -- Make the stream and its group where they are absent, and bring its ids behind all that was made of it. KEYS: lease, stream, books.
 -- ARGV: token, group, committed position ("ms-seq"), accepted events as the lake knows them ('': the stream must be there), the
 -- newest id that anything stands for, then of each thing that outlives a Redis how far it has come: id and incarnation. The first
@@ -47,17 +47,6 @@ local function unseen(id, of) -- something has come beyond this id, but in an in
   end
   return false
 end
-local function move(id, fields)
-  local at = #fields + 1
-  for i = 1, #fields, 2 do
-    if fields[i] == 'i' then at = i end
-  end
-  fields[at], fields[at + 1] = 'i', current
-  redis.call('XADD', KEYS[2], '*', unpack(fields))
-  redis.call('XACK', KEYS[2], ARGV[2], id)
-  redis.call('XDEL', KEYS[2], id)
-  moved = moved + 1
-end
 
 if not group_exists() then
   local fresh = redis.call('EXISTS', KEYS[2]) == 0
@@ -73,6 +62,7 @@ end
 if before(last_id(), ARGV[5]) then
   redis.call('XSETID', KEYS[2], ARGV[5])
 end
+go_on_after(KEYS[2], last_id())
 local last, first = last_id(), nil -- of what is there; of what is moved
 redis.call('HSET', KEYS[3], 'incarnation', current, 'opened', current)
 local function move_where(holds, from, to)
@@ -82,7 +72,8 @@ local function move_where(holds, from, to)
       from = '(' .. entry[1]
       if holds(entry[1], incarnation_of(entry[2])) then
         first = first or entry[1]
-        move(entry[1], entry[2])
+        move(entry[1], entry[2], current)
+        moved = moved + 1
       end
     end
   until #page == 0

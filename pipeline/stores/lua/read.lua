@@ -1,7 +1,23 @@
--- after: fence, run, incarnation, opened
+-- after: fence, run, incarnation, opened, add, move
 -- KEYS: lease, stream, books. ARGV: token, group, consumer, count, id ('>' for new entries, else own history after it), '1' where
 -- replicas are waited for: that is until they have what this connection wrote last, so that reading history has to write, too.
-local reply = redis.call('XREADGROUP', 'GROUP', ARGV[2], ARGV[3], 'COUNT', ARGV[4], 'STREAMS', KEYS[2], ARGV[5])
+-- Where something else wrote an entry under an id that does not fit, nobody could name it: it is moved to where it gets one that does.
+local function read()
+  local reply = redis.call('XREADGROUP', 'GROUP', ARGV[2], ARGV[3], 'COUNT', ARGV[4], 'STREAMS', KEYS[2], ARGV[5])
+  local found, kept = reply and reply[1][2] or {}, {}
+  for _, entry in ipairs(found) do
+    if fits(entry[1]) then
+      table.insert(kept, entry)
+    else
+      move(entry[1], entry[2], redis.call('HGET', KEYS[3], 'opened'))
+    end
+  end
+  if #kept == #found then return reply end
+  if #kept == 0 then return read() end -- a reply without entries would say that there are no more
+  reply[1][2] = kept
+  return reply
+end
+local reply = read()
 if ARGV[5] == '>' then
   local entries = reply and reply[1][2] or {}
   if #entries < tonumber(ARGV[4]) then -- all there is: the count cannot drift

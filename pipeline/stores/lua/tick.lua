@@ -1,4 +1,4 @@
--- after: fence, run, incarnation, opened
+-- after: fence, run, incarnation, opened, add
 -- Append an empty entry where none came for a while, so that time passes here too. KEYS: lease, stream, books. ARGV: token, interval in ms.
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
@@ -11,4 +11,4 @@ for i = 1, #info, 2 do
     end
   end
 end
-return redis.call('XADD', KEYS[2], '*', 't', '1', 'i', redis.call('HGET', KEYS[3], 'opened'))
+return add(KEYS[2], 't', '1', 'i', redis.call('HGET', KEYS[3], 'opened'))
