@@ -25,6 +25,7 @@ from typing import Any
 import duckdb
 import httpx
 
+from pipeline.core.tokens import parts_of
 from pipeline.errors import Invalid, PipelineError, Unavailable
 from pipeline.sql import add_place, ask, connect, one_line, show
 
@@ -185,16 +186,29 @@ def _retry(args: argparse.Namespace) -> int:
 
 
 def _client(args: argparse.Namespace) -> httpx.Client:
-    """Of the API, with the token and the certificates that were named. Invalid: a file that cannot be used."""
-    token = os.environ.get("PIPELINE_TOKEN", "")
+    """Of the API, with the token and the certificates that were named. Invalid: what of them cannot be used."""
+    token = _token(args.token_file)
     try:
-        if args.token_file is not None:
-            token = args.token_file.read_text(encoding="ascii").strip()
         verify = True if args.ca_file is None else ssl.create_default_context(cafile=str(args.ca_file))
-    except (OSError, UnicodeDecodeError) as error:
-        raise Invalid(f"--token-file or --ca-file: {error}") from None
+    except OSError as error:
+        raise Invalid(f"--ca-file {args.ca_file}: {error.strerror or error}; expected certificates as PEM") from None
     headers = {"Authorization": f"Bearer {token}"} if token else {}
     return httpx.Client(base_url=args.url.rstrip("/"), timeout=TIMEOUT_SECONDS, headers=headers, verify=verify)
+
+
+def _token(file: Path | None) -> str:
+    """The token of a file, else that of the environment; empty: none. Invalid: what is there is no token, and is not shown."""
+    place = "PIPELINE_TOKEN" if file is None else f"--token-file {file}"
+    try:
+        text = os.fsencode(os.environ.get("PIPELINE_TOKEN", "")) if file is None else file.read_bytes()
+    except OSError as error:
+        raise Invalid(f"{place}: {error.strerror}") from None
+    text = text.strip()  # a file, and a secret that is mounted as a variable, often ends with a newline
+    if not text and file is None:
+        return ""
+    if parts_of(text) is None:
+        raise Invalid(f"{place}: it holds no token, which is like tp_ID_SECRET")
+    return text.decode()
 
 
 def _mends(texts: Iterable[str]) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from rich.console import Console
 
 from pipeline import deadletters, sql
 from pipeline.core.semantics import Semantics
+from pipeline.core.tokens import spelled
 from pipeline.deadletters import add_deadletters, bodies, send
 from pipeline.errors import Invalid, Unavailable
 from pipeline.sql import add_sql, ask, complete, one_line, show_table, write_aligned, write_json
@@ -228,6 +229,33 @@ def test_a_refusal_for_now_is_tried_again_and_one_for_good_is_not(monkeypatch):
         answers += [(503, {}, "")] * deadletters.ATTEMPTS_MAX
         with pytest.raises(Unavailable, match="answers 503"):
             send(client, made)
+
+
+def test_a_token_goes_along_without_the_space_around_it_and_is_never_shown(lake, monkeypatch, tmp_path, capsys):
+    """A mounted secret ends with a newline; what is no token stops the command before it sends anything."""
+    text, file = spelled("0123456789ab", "s" * 43), tmp_path / "token"
+    sent = []
+    monkeypatch.setattr(deadletters, "send", lambda client, made: sent.append(client.headers.get("authorization")) or deadletters.Told())
+    retry = ("deadletters", "retry", "--data", str(lake))
+    monkeypatch.setenv("PIPELINE_TOKEN", f"{text}\n")
+    assert telemetry(*retry) == 0
+    file.write_text(f" {text}\r\n")
+    assert telemetry(*retry, "--token-file", str(file)) == 0
+    monkeypatch.setenv("PIPELINE_TOKEN", "\n")
+    assert telemetry(*retry) == 0
+    assert sent == [f"Bearer {text}"] * 2 + [None]
+    for bad in (f"{text}x", f"{text}\nx", f"{text}é", f"{text}\udcff"):
+        monkeypatch.setenv("PIPELINE_TOKEN", bad)
+        with pytest.raises(Invalid, match=r"^PIPELINE_TOKEN: it holds no token, which is like tp_ID_SECRET$"):
+            telemetry(*retry)
+    file.write_bytes(b"")
+    with pytest.raises(Invalid, match="it holds no token"):
+        telemetry(*retry, "--token-file", str(file))
+    for option in ("--token-file", "--ca-file"):
+        monkeypatch.setenv("PIPELINE_TOKEN", "")
+        with pytest.raises(Invalid, match=f"^{option} .*: No such file or directory"):
+            telemetry(*retry, option, str(tmp_path / "none"))
+    assert text not in "".join(capsys.readouterr())
 
 
 def test_dead_letters_of_an_empty_lake(lake, capsys, monkeypatch):
