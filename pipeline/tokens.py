@@ -19,6 +19,8 @@ from pipeline.stores.tokenbook import Tokenbook
 
 Open = Callable[[argparse.Namespace], Tokenbook]
 
+EXPIRES_DAYS_MAX = 36_500
+
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
 
 
@@ -134,14 +136,22 @@ def _revoke(book: Tokenbook, identity: str) -> int:
 
 
 def _moment(at_us: int | None) -> str | None:
-    return None if at_us is None else datetime.fromtimestamp(at_us / 1e6, UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
+    if at_us is None:
+        return None
+    try:
+        return datetime.fromtimestamp(at_us / 1e6, UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
+    except (ValueError, OverflowError, OSError):  # one that is kept may lie beyond the year 9999; it hides no other token
+        return f"{at_us // 1_000_000} s after 1970"
 
 
 def _seconds(text: str) -> float:
     found = re.fullmatch(r"(\d{1,9})([smhd])", text)
     if found is None or int(found[1]) == 0:
         raise argparse.ArgumentTypeError(f"{text!r} is no time such as 12h or 90d")
-    return float(found[1]) * _UNITS[found[2]]
+    seconds = float(found[1]) * _UNITS[found[2]]
+    if seconds > EXPIRES_DAYS_MAX * _UNITS["d"]:
+        raise argparse.ArgumentTypeError(f"{text} is more than {EXPIRES_DAYS_MAX}d; leave it out for a token that never expires")
+    return seconds
 
 
 def _now_us() -> int:

@@ -220,6 +220,18 @@ def test_tokens_on_the_command_line(clients, tmp_path):
     assert telemetry(*command).returncode == 0 and file.read_text() != first
 
 
+def test_a_token_that_ends_after_all_years_hides_no_other(clients):
+    """One that was made before its time had a bound."""
+    ends = 2**60 // 1_000_000
+    token, _ = clients.book.create(Token("", "eternal", ("read",), b"", expires_at_us=2**60))
+    try:
+        assert f"{token.id}  valid    read     eternal  created" in clients.stack.telemetry("tokens", "list").stdout
+        rows = [json.loads(line) for line in clients.stack.telemetry("tokens", "list", "--json").stdout.splitlines()]
+        assert {row["expires"] for row in rows if row["id"] == token.id} == {f"{ends} s after 1970"}
+    finally:
+        clients.book.revoke(token.id)
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [(("revoke", "000000000000"), "there is no token"), (("create", "--name", "", "--scope", "read"), "a token's name"),
@@ -227,7 +239,8 @@ def test_tokens_on_the_command_line(clients, tmp_path):
      (("create", "--name", "x", "--scope", "read", "--rate", "-1"), "must be more than 0"),
      (("create", "--name", "x", "--scope", "read", "--keep"), "needs --file"),
      (("create", "--name", "x", "--scope", "root"), "invalid choice"),
-     (("create", "--name", "x", "--scope", "read", "--expires", "9"), "no time")],
+     (("create", "--name", "x", "--scope", "read", "--expires", "9"), "no time"),
+     (("create", "--name", "x", "--scope", "read", "--expires", "3000000d"), "more than 36500d")],
 )  # fmt: skip
 def test_what_cannot_be_done_is_said_in_a_line(clients, arguments, said):
     done = clients.stack.telemetry("tokens", *arguments)
