@@ -79,11 +79,15 @@ def _write_secret(path: Path, text: str) -> None:
     """A file that its owner alone may read, whole or not there. Invalid: it cannot be written."""
     try:
         descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")  # mode 600 from the start
+        try:
+            with os.fdopen(descriptor, "w") as file:
+                file.write(f"{text}\n")
+            os.replace(name, path)
+        except OSError:  # the disk is full, or the path a folder: no secret stays behind
+            os.unlink(name)
+            raise
     except OSError as error:
         raise Invalid(f"cannot write {path}: {error.strerror}; choose another --file") from None
-    with os.fdopen(descriptor, "w") as file:
-        file.write(f"{text}\n")
-    os.replace(name, path)
 
 
 def _create(book: Tokenbook, args: argparse.Namespace) -> int:

@@ -232,6 +232,16 @@ def test_a_token_that_ends_after_all_years_hides_no_other(clients):
         clients.book.revoke(token.id)
 
 
+def test_where_its_file_cannot_be_written_no_secret_stays_behind_and_the_token_is_revoked(clients, tmp_path):
+    folder = tmp_path / "tokens"
+    folder.mkdir()
+    done = clients.stack.telemetry("tokens", "create", "--name", "nobody-has-it", "--scope", "read", "--file", str(folder))
+    assert (done.returncode, done.stderr) == (2, f"telemetry: cannot write {folder}: Is a directory; choose another --file\n")
+    assert list(tmp_path.iterdir()) == [folder] and not list(folder.iterdir())
+    [token] = [token for token in clients.book.load().by_id.values() if token.name == "nobody-has-it"]
+    assert token.state(0) == "revoked"
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [(("revoke", "000000000000"), "there is no token"), (("create", "--name", "", "--scope", "read"), "a token's name"),
