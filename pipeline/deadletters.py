@@ -220,7 +220,7 @@ def _mends(texts: Iterable[str]) -> dict[str, Any]:
             raise Invalid(f"--set {text}: must be FIELD=VALUE with one of {', '.join(FIELDS)}")
         try:
             mends[name] = json.loads(value)
-        except ValueError:
+        except (ValueError, RecursionError):
             mends[name] = value
     return mends
 
@@ -244,8 +244,8 @@ def _event(text: str, mends: dict[str, Any], unusable: Counter[str]) -> dict[str
     """The event of a dead letter, mended; None where its text is none."""
     try:
         event = json.loads(text)
-    except ValueError:
-        unusable["its text is no JSON, or was cut"] += 1
+    except (ValueError, RecursionError):  # strangers choose how deep it is nested
+        unusable["its text is no JSON that can be read, or was cut"] += 1
         return None
     if not isinstance(event, dict):
         unusable["its text is no JSON object"] += 1
@@ -253,7 +253,7 @@ def _event(text: str, mends: dict[str, Any], unusable: Counter[str]) -> dict[str
     if isinstance(event.get("tags"), str):  # set aside after its tags were made canonical: text of JSON
         try:
             event["tags"] = json.loads(event["tags"] or "null")
-        except ValueError:
+        except (ValueError, RecursionError):
             del event["tags"]
     event |= mends
     return {name: value for name, value in event.items() if value is not None}

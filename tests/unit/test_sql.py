@@ -206,6 +206,15 @@ def test_only_objects_are_sent_and_the_rest_is_counted():
     assert sum(unusable.values()) == 3 and body.events == 2
 
 
+def test_what_is_nested_too_deep_to_be_read_stops_no_other():
+    """As long as a dead letter may be; strangers choose its text."""
+    unusable = Counter()
+    deep = "[" * 2048
+    [body] = bodies(letters(deep, '{"device":"a"}', json.dumps({"device": "b", "tags": deep})), {}, unusable)
+    assert [json.loads(line) for line in body.content.splitlines()] == [{"device": "a"}, {"device": "b"}]
+    assert sum(unusable.values()) == 1
+
+
 def test_a_refusal_for_now_is_tried_again_and_one_for_good_is_not(monkeypatch):
     """503 waits as long as it is told; the answers are added up; 413 stops, and says how far it came."""
     waits, answers = [], [(503, {}, "2"), (202, {"accepted": 1, "rejected": 0, "errors": []}, "")]
