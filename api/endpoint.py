@@ -63,22 +63,21 @@ class EventsEndpoint:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         headers: list[tuple[bytes, bytes]] = []
         began = time.perf_counter()
-        requestid.begin(scope)
         try:
             status, answer = 202, await self._take(scope, receive, headers)
             if (wait := models.retry_after(answer)) is not None:
                 headers.append((b"retry-after", wait))
         except Refusal as refusal:
-            status, answer = refusal.status, _body(refusal, headers)
+            status, answer = refusal.status, told_as(refusal, headers)
         except PipelineError:  # Redis: what it said is for the log, not for the client
-            status, answer = 503, _body(Refusal(503, "unavailable", "events cannot be stored now", 1), headers)
+            status, answer = 503, told_as(Refusal(503, "unavailable", "events cannot be stored now", 1), headers)
         except Disconnected:
             return
         except ENDING:
             raise
         except BaseException:  # a panic in Polars is no Exception
             _log.exception("a request failed")
-            status, answer = 503, _body(Refusal(503, "unavailable", "the request could not be processed", 1), headers)
+            status, answer = 503, told_as(Refusal(503, "unavailable", "the request could not be processed", 1), headers)
         _ANSWERS[status // 100].inc()
         metrics.HTTP_SECONDS.observe(time.perf_counter() - began)
         await answer_with(send, status, headers, answer)
@@ -186,7 +185,7 @@ def _small(payload: bytes, encoding: str, bytes_max: int) -> bytes | None:
         raise
 
 
-def _body(refusal: Refusal, headers: list[tuple[bytes, bytes]]) -> bytes:
+def told_as(refusal: Refusal, headers: list[tuple[bytes, bytes]]) -> bytes:
     """What is answered, and what its head says; where it is our fault, also by which name the log knows the request."""
     headers += refusal.headers()
     if refusal.status < 500 or (request_id := requestid.current()) is None:

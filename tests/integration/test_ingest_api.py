@@ -647,6 +647,16 @@ def test_every_other_failed_answer_names_its_request_too(api):
     assert "x-request-id" not in api.client.get("/healthz", headers={"X-Request-Id": "abc-123"}).headers
 
 
+@pytest.mark.parametrize("path", ["/v1/events", "/openapi.json"])
+def test_an_answer_of_the_door_that_says_that_we_failed_names_its_request(path):
+    """It has not seen the tokens yet."""
+    given = {"authorization": "Bearer tp_x_y", "x-request-id": "abc-123"}
+    with running(auth="required") as api:
+        response = api.client.request("POST" if path == "/v1/events" else "GET", path, headers=given)
+        assert error(response) == (503, "unavailable", "tokens cannot be checked now")
+        assert response.headers["x-request-id"] == "abc-123"
+
+
 # ---- what it counts ------------------------------------------------------------------------------------------------------------
 
 
