@@ -155,6 +155,24 @@ def test_an_idempotency_key_belongs_to_a_token(clients):
     assert once(first, 1).headers["idempotent-replay"] == "true"
 
 
+def test_new_rules_are_taken_over_the_version_they_are_meant_for(clients):
+    """A tag may be weak, as a proxy makes it, and * is any. A document that is wrong is told from one that came too late."""
+    headers = {"Authorization": f"Bearer {clients.token('admin')}"}
+    shown = httpx.get(f"{clients.stack.url}/v1/rules", headers=headers)
+    newest = int(shown.headers["x-rules-version"])
+
+    def put(match: str, document: str = shown.text) -> tuple[int, dict]:
+        answer = httpx.put(f"{clients.stack.url}/v1/rules", content=document, headers=headers | {"If-Match": match})
+        return answer.status_code, answer.json()
+
+    assert put("*") == (200, {"version": newest + 1})
+    assert put(f'W/"{newest + 1}"') == (200, {"version": newest + 2})
+    assert put(f'"{newest + 2}"') == (200, {"version": newest + 3})
+    assert [put(match)[0] for match in (f'W/"{newest}"', f'"{newest}"', "W/x", "")] == [412, 412, 400, 400]
+    status, told = put("*", "somebody else: 1\n")
+    assert (status, told["error"]["code"]) == (422, "invalid") and "somebody else" in told["error"]["message"]
+
+
 def test_what_openapi_says_of_the_lock(clients):
     document = clients.ask("GET", "/openapi.json", clients.token("read")).json()
     assert document["components"]["securitySchemes"]["token"]["scheme"] == "bearer"
