@@ -238,6 +238,22 @@ def test_tokens_on_the_command_line(clients, tmp_path):
     assert telemetry(*command).returncode == 0 and file.read_text() != first
 
 
+def test_a_token_is_kept_where_it_is_what_is_asked_for_and_not_taken_for_another(clients, tmp_path):
+    """Nobody believes that a bound is in force which was asked for too late."""
+    file = tmp_path / "bounded.token"
+    command = ("tokens", "create", "--name", "bounded", "--scope", "ingest", "--file", str(file), "--keep")
+    bounds = ("--device", "a-*", "--device", "b-*", "--rate", "5", "--expires", "1h")
+    assert clients.stack.telemetry(*command, *bounds).returncode == 0
+    held = file.read_text()
+    assert "already, and valid" in clients.stack.telemetry(*command, *bounds).stdout
+    for others, said in (((), "--device, another --rate, another --expires"), ((*bounds[:-1], "2h"), "--expires"),
+                         ((*bounds, "--device", "c-*"), "--device"), ((*bounds, "--rate", "6"), "--rate")):  # fmt: skip
+        refused = clients.stack.telemetry(*command, *others)
+        told = f"has another {said}: revoke it first, or leave out --keep\n"
+        assert refused.returncode == 2 and refused.stderr.endswith(told) and refused.stderr.count("\n") == 1
+    assert file.read_text() == held
+
+
 def test_a_token_that_ends_after_all_years_hides_no_other(clients):
     """One that was made before its time had a bound."""
     ends = 2**60 // 1_000_000
