@@ -80,13 +80,13 @@ def _filters(parser: argparse.ArgumentParser) -> None:
 
 def _moment(text: str) -> datetime:
     """A moment in UTC, from an age or as it stands."""
-    if found := re.fullmatch(r"(\d+)([smhd])", text):
-        return datetime.now(UTC).replace(tzinfo=None) - timedelta(seconds=int(found[1]) * _UNITS[found[2]])
     try:
+        if found := re.fullmatch(r"(\d+)([smhd])", text):
+            return datetime.now(UTC).replace(tzinfo=None) - timedelta(seconds=int(found[1]) * _UNITS[found[2]])
         moment = datetime.fromisoformat(text)
-    except ValueError:
+        return moment.astimezone(UTC).replace(tzinfo=None) if moment.tzinfo else moment
+    except (ValueError, OverflowError):  # it is no time, or one before all years
         raise argparse.ArgumentTypeError(f"{text!r} is neither an age like 30m, 2h or 7d, nor a time like 2026-01-31T12:00:00Z") from None
-    return moment.astimezone(UTC).replace(tzinfo=None) if moment.tzinfo else moment
 
 
 def _guarded(args: argparse.Namespace) -> int:

@@ -8,6 +8,7 @@ import json
 import subprocess
 import sys
 from collections import Counter
+from pathlib import Path
 
 import duckdb
 import httpx
@@ -20,7 +21,7 @@ from pipeline.core.semantics import Semantics
 from pipeline.core.tokens import spelled
 from pipeline.deadletters import add_deadletters, bodies, send
 from pipeline.errors import Invalid, Unavailable
-from pipeline.sql import add_sql, ask, complete, one_line, show_table, write_aligned, write_json
+from pipeline.sql import add_sql, ask, complete, one_line, show, show_table, write_aligned, write_json
 from pipeline.stores.lake import Lake
 
 SEMANTICS = Semantics(
@@ -131,6 +132,31 @@ def test_what_duckdb_refuses_is_one_line_and_exit_code_1(lake, capsys):
     told = capsys.readouterr().err
     assert told == 'telemetry sql: Catalog Error: Table with name devicess does not exist! Did you mean "devices"?\n'
     assert one_line(duckdb.Error("Parser Error: bad\n\nLINE 1: x\n ^")) == "Parser Error: bad"
+
+
+@pytest.mark.parametrize("value", ["'infinity'::TIMESTAMP", "DATE '20000-01-01'", "[TIMESTAMPTZ '-infinity']"])
+def test_a_time_that_no_calendar_here_has_is_the_users_to_cast(value, tmp_path, capsys):
+    """Parquet has a form for it."""
+    query = f"SELECT {value} AS t"
+    for form in ({}, {"as_json": True}, {"as_csv": True}):
+        with pytest.raises(Invalid, match="not of the years 1 to 9999"):
+            show(answer(query), **form)
+        show(answer(f"SELECT CAST(t AS VARCHAR) FROM ({query})"), **form)
+    show(answer(query), parquet=tmp_path / "a.parquet")
+    assert capsys.readouterr().err.startswith("1 rows in")
+
+
+@pytest.mark.parametrize("folder", [".", "/"])
+def test_an_answer_is_not_written_where_a_folder_is(folder):
+    with pytest.raises(Invalid, match=f"cannot write {folder}: it is a folder"):
+        show(answer("SELECT 1 AS a"), parquet=Path(folder))
+
+
+@pytest.mark.parametrize("since", ["999999d", "99999999999d", "0001-01-01T00:00:00+14:00", "yesterday"])
+def test_a_time_before_all_years_is_no_time(lake, capsys, since):
+    with pytest.raises(SystemExit) as ended:
+        telemetry("deadletters", "list", "--since", since, "--data", str(lake))
+    assert ended.value.code == 2 and "is neither an age like" in capsys.readouterr().err.splitlines()[-1]
 
 
 def test_no_lake_and_no_query_are_the_users_to_mend(lake, tmp_path):
