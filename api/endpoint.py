@@ -93,8 +93,8 @@ class EventsEndpoint:
                 encoding = value
             elif name == b"idempotency-key":
                 key = value
-            elif name == b"prefer":
-                whole = b"handling=lenient" not in value.lower()
+            elif name == b"prefer" and b"handling=lenient" in value.lower():  # a client may send several
+                whole = False
             elif name == b"content-length" and value.isdigit() and int(value) > self._bytes_max:
                 raise self._too_large()
         message = await receive()

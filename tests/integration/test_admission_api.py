@@ -57,6 +57,17 @@ def test_a_body_is_taken_whole_or_not_at_all_unless_asked():
         assert len(api.store.events()) == 100
 
 
+def test_a_wish_may_come_in_a_header_of_several():
+    """Whichever of them it is in."""
+    with running() as api:
+        standing(api, FAIR)
+        api.post(events(HEAVY, 100))
+        for wishes in (("handling=lenient", "respond-async"), ("respond-async, wait=10", "Handling=Lenient")):
+            headers = [("content-type", "application/json"), *(("prefer", wish) for wish in wishes)]
+            answer = api.client.post("/v1/events", json=[*events(CALM, 2), *events(HEAVY, 3)], headers=headers)
+            assert (answer.status_code, answer.json()["not_admitted"]) == (202, [2, 3, 4])
+
+
 def test_closed_admits_priority_metrics_alone_and_at_last_not_even_those():
     with running() as api:
         standing(api, CLOSED)
