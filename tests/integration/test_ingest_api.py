@@ -498,6 +498,16 @@ def test_health_and_readiness_tell_the_truth(api):
     assert api.client.get("/healthz").status_code == 200
 
 
+@pytest.mark.parametrize("path", ["/healthz", "/readyz"])
+def test_a_balancer_may_ask_for_the_head_alone(api, path):
+    """It is told what GET tells, without the body."""
+    for away in (set(), set(range(PARTITIONS))):
+        api.store.away = away
+        whole, head = api.client.get(path), api.client.head(path)
+        told = [(each.status_code, each.headers["content-length"], each.headers.get("retry-after")) for each in (whole, head)]
+        assert told[0] == told[1] and not head.content
+
+
 def test_the_examples_of_the_docs_work_and_need_no_other_host(api):
     page = api.client.get("/docs").text
     assert "POST /v1/events" in page and "src=" not in page and "cdn" not in page
