@@ -115,13 +115,16 @@ class EventsEndpoint:
         guest.spend(body.events)
         try:
             if key is None:
-                return models.answer(*await self._ingest.submit(body, arrival_us, whole=whole))
-            answer, replay = await self._ingest.once(key.decode("latin-1"), payload, body, arrival_us, whole, guest.id)
+                outcome = await self._ingest.submit(body, arrival_us, whole=whole)
+                answer, taken = models.answer(*outcome), outcome.taken
+            else:
+                answer, taken, replay = await self._ingest.once(key.decode("latin-1"), payload, body, arrival_us, whole, guest.id)
+                if replay:
+                    headers.append((b"idempotent-replay", b"true"))
         except (Refusal, PipelineError):
             guest.spend(-body.events)  # it will send them again
             raise
-        if replay:
-            headers.append((b"idempotent-replay", b"true"))
+        guest.spend(taken - body.events)  # so it will what was not admitted; and what a replay repeats was paid for
         return answer
 
     def _decode(self, payload: bytes, content_type: str) -> Body:

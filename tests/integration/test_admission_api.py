@@ -5,7 +5,7 @@ from __future__ import annotations
 from pipeline.core.admission import CLOSED, FAIR, Decision
 from pipeline.core.partitions import partition_of
 from pipeline.stores.admission import Decisions
-from tests.integration.test_ingest_api import PARTITIONS, error, running
+from tests.integration.test_ingest_api import PARTITIONS, error, paying, running
 
 LENIENT = {"Prefer": "handling=lenient"}
 HEAVY, CALM = "r1", "r2"  # of different partitions
@@ -55,6 +55,18 @@ def test_a_body_is_taken_whole_or_not_at_all_unless_asked():
         api.post(events(HEAVY, 100))
         assert api.post([*events(CALM, 2), *events(HEAVY, 3)]).status_code == 429
         assert len(api.store.events()) == 100
+
+
+def test_what_is_not_admitted_costs_a_token_nothing():
+    """It is paid for when it is taken. Else who sends it again as told would pay for it each time."""
+    with paying(rate=1000) as api:
+        standing(api, FAIR)
+        api.post(events(HEAVY, 100))
+        for _ in range(4):
+            answer = api.post([*events(CALM, 1), *events(HEAVY, 800)], **LENIENT)
+            assert (answer.status_code, len(answer.json()["not_admitted"])) == (202, 800)
+        api.ingest.gate.standing = Decisions()
+        assert [api.post(events(HEAVY, 800)).status_code for _ in range(3)] == [202, 202, 429]
 
 
 def test_a_wish_may_come_in_a_header_of_several():

@@ -28,14 +28,17 @@ from api.app import bind, create_app
 from api.crowd import Crowd
 from api.decode import DecodeLimits
 from api.decode import decode as decode_body
+from api.door import Load
 from api.group import build
 from api.protocol import guarded
 from pipeline.core.partitions import partition_of
+from pipeline.core.tokens import Token, digest_of, spelled
 from pipeline.errors import Invalid, Unavailable
 from pipeline.settings import Settings
 from pipeline.stores.codec import DEAD_LETTERS_ARROW, EVENTS_ARROW, decode
 from pipeline.stores.connection import GROUP, connect_async, stream_key
 from pipeline.stores.streams import Appender, Group, Repeated, Streams
+from pipeline.stores.tokenbook import Tokens
 from tests.harness import Stack
 
 PARTITIONS = 4
@@ -102,13 +105,13 @@ def until(condition: Callable[[], object]) -> None:
 class Api:
     """A running API, its client and its store."""
 
-    def __init__(self, store, **settings) -> None:
+    def __init__(self, store, tokens: Load | None = None, **settings) -> None:
         options = {"api_port": 0, "partitions": PARTITIONS, "group_linger_ms": 2, "ingest_stop_seconds": 5, **settings}
         self.settings, self.store = Settings(**options), store
         listener = bind(self.settings)
         self.port = listener.getsockname()[1]
         self.url = f"http://127.0.0.1:{self.port}/v1/events"
-        app = create_app(self.settings, store)
+        app = create_app(self.settings, store, tokens=tokens)
         self.ingest = app.state.ingest
         crowd = Crowd(self.settings.connections_max, self.settings.connections_per_client_max)
         http = guarded(self.settings.request_seconds_max, crowd)
@@ -139,6 +142,16 @@ def running(store=None, **settings) -> Iterator[Api]:
         if isinstance(api.store, MemoryStore):
             api.store.gate.clear()
         api.stop()
+
+
+@contextlib.contextmanager
+def paying(rate: float) -> Iterator[Api]:
+    """An API whose client comes with a token that has this rate."""
+    secret = "s" * 43
+    token = Token("0123456789ab", "test", ("ingest",), digest_of(secret.encode()), rate=rate)
+    with running(auth="required", tokens=lambda known: known or Tokens(b"", {token.id: token})) as api:
+        api.client.headers["authorization"] = f"Bearer {spelled(token.id, secret)}"
+        yield api
 
 
 @pytest.fixture
@@ -350,6 +363,16 @@ def test_the_same_key_gives_the_first_answer_and_adds_nothing(api):
     assert packed.headers["idempotent-replay"] == "true"  # the same events, packed or not
     told = (422, "idempotency_key_reused", "Idempotency-Key 'k1' was used with another body")
     assert error(api.post(EVENT, key="k1")) == told
+
+
+def test_the_same_key_is_paid_for_once():
+    """What comes again adds nothing, and takes nothing from its token's rate."""
+    with paying(rate=1000) as api:
+        answers = [api.post(spread(900), key="k") for _ in range(4)]
+        assert [answer.status_code for answer in answers] == [202] * 4
+        assert [answer.headers.get("idempotent-replay") for answer in answers] == [None, "true", "true", "true"]
+        api.post(spread(900), key="another")
+        assert error(api.post(EVENT))[:2] == (429, "rate_exceeded")
 
 
 def test_the_same_key_at_the_same_time_waits_for_the_first(api):
