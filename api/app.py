@@ -20,7 +20,7 @@ from api import docs, requestid
 from api.admission import Gate
 from api.crowd import Crowd
 from api.door import PUBLIC_PATHS, Door, Load
-from api.endpoint import EventsEndpoint, Receive, Scope, Send, answer_with
+from api.endpoint import EventsEndpoint, Receive, Scope, Send, answer_with, told_as
 from api.health import add_health
 from api.ingest import Ingest, Store
 from api.models import Refusal
@@ -57,15 +57,17 @@ class IngestApp(FastAPI):
         if scope["type"] != "http":
             await super().__call__(scope, receive, send)
             return
+        requestid.begin(scope)
         try:
             scope["guest"] = self._door.enter(scope)
         except Refusal as refusal:
-            await answer_with(send, refusal.status, refusal.headers(), refusal.body())
+            headers: list[tuple[bytes, bytes]] = []
+            answer = told_as(refusal, headers)
+            await answer_with(send, refusal.status, headers, answer)
             return
         if scope["path"] == docs.EVENTS_PATH and scope["method"] == "POST":
             await self._endpoint(scope, receive, send)
         else:
-            requestid.begin(scope)
             await super().__call__(scope, receive, _named(send))
 
 

@@ -63,22 +63,21 @@ class EventsEndpoint:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         headers: list[tuple[bytes, bytes]] = []
         began = time.perf_counter()
-        requestid.begin(scope)
         try:
             status, answer = 202, await self._take(scope, receive, headers)
             if (wait := models.retry_after(answer)) is not None:
                 headers.append((b"retry-after", wait))
         except Refusal as refusal:
-            status, answer = refusal.status, _body(refusal, headers)
+            status, answer = refusal.status, told_as(refusal, headers)
         except PipelineError:  # Redis: what it said is for the log, not for the client
-            status, answer = 503, _body(Refusal(503, "unavailable", "events cannot be stored now", 1), headers)
+            status, answer = 503, told_as(Refusal(503, "unavailable", "events cannot be stored now", 1), headers)
         except Disconnected:
             return
         except ENDING:
             raise
         except BaseException:  # a panic in Polars is no Exception
             _log.exception("a request failed")
-            status, answer = 503, _body(Refusal(503, "unavailable", "the request could not be processed", 1), headers)
+            status, answer = 503, told_as(Refusal(503, "unavailable", "the request could not be processed", 1), headers)
         _ANSWERS[status // 100].inc()
         metrics.HTTP_SECONDS.observe(time.perf_counter() - began)
         await answer_with(send, status, headers, answer)
@@ -94,8 +93,8 @@ class EventsEndpoint:
                 encoding = value
             elif name == b"idempotency-key":
                 key = value
-            elif name == b"prefer":
-                whole = b"handling=lenient" not in value.lower()
+            elif name == b"prefer" and b"handling=lenient" in value.lower():  # a client may send several
+                whole = False
             elif name == b"content-length" and value.isdigit() and int(value) > self._bytes_max:
                 raise self._too_large()
         message = await receive()
@@ -116,13 +115,16 @@ class EventsEndpoint:
         guest.spend(body.events)
         try:
             if key is None:
-                return models.answer(*await self._ingest.submit(body, arrival_us, whole=whole))
-            answer, replay = await self._ingest.once(key.decode("latin-1"), payload, body, arrival_us, whole, guest.id)
+                outcome = await self._ingest.submit(body, arrival_us, whole=whole)
+                answer, taken = models.answer(*outcome), outcome.taken
+            else:
+                answer, taken, replay = await self._ingest.once(key.decode("latin-1"), payload, body, arrival_us, whole, guest.id)
+                if replay:
+                    headers.append((b"idempotent-replay", b"true"))
         except (Refusal, PipelineError):
             guest.spend(-body.events)  # it will send them again
             raise
-        if replay:
-            headers.append((b"idempotent-replay", b"true"))
+        guest.spend(taken - body.events)  # so it will what was not admitted; and what a replay repeats was paid for
         return answer
 
     def _decode(self, payload: bytes, content_type: str) -> Body:
@@ -186,7 +188,7 @@ def _small(payload: bytes, encoding: str, bytes_max: int) -> bytes | None:
         raise
 
 
-def _body(refusal: Refusal, headers: list[tuple[bytes, bytes]]) -> bytes:
+def told_as(refusal: Refusal, headers: list[tuple[bytes, bytes]]) -> bytes:
     """What is answered, and what its head says; where it is our fault, also by which name the log knows the request."""
     headers += refusal.headers()
     if refusal.status < 500 or (request_id := requestid.current()) is None:

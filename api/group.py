@@ -37,6 +37,11 @@ class Outcome(NamedTuple):
     not_admitted: list[int] | None = None
     wait_seconds: float = 0.0
 
+    @property
+    def taken(self) -> int:
+        """How many of its events are done with."""
+        return self.accepted + self.rejected
+
 
 _SMALL_NAMES = 64  # up to here Python's texts are the shorter way to Arrow
 _DEVICES_KNOWN_MAX = 1 << 17

@@ -26,12 +26,14 @@ _METRICS = {200: {"description": "Every metric", "content": {"text/plain": {"sch
 
 
 def add_health(app: FastAPI, ingest: Ingest, store: Store, timeout_seconds: float) -> None:
+    @app.head("/healthz", include_in_schema=False)
     @app.get("/healthz", tags=["health"], summary="Alive: the process runs and its flusher gets on", responses=_ALIVE)
     async def healthz() -> Response:
         if ingest.alive():
             return JSONResponse({"status": "ok"})
         return JSONResponse({"status": "failing", "reason": "the flusher does not get on"}, 503)
 
+    @app.head("/readyz", include_in_schema=False)
     @app.get("/readyz", tags=["health"], summary="Ready: Redis answers and every partition has its stream", responses=_READY)
     async def readyz() -> Response:
         if not ingest.alive():

@@ -55,6 +55,14 @@ class Store(Protocol):
     async def close(self) -> None: ...
 
 
+class Answer(NamedTuple):
+    """What is told of a body with an Idempotency-Key; a replay of the first answer to it takes no event."""
+
+    told: bytes
+    taken: int
+    replay: bool
+
+
 class _Waiting(NamedTuple):
     body: Body
     arrival_us: int
@@ -151,17 +159,15 @@ class Ingest:
             self._full.set()
         return done
 
-    async def once(
-        self, key_text: str, payload: bytes, body: Body, arrival_us: int, whole: bool = True, owner: str = ""
-    ) -> tuple[bytes, bool]:
-        """The answer to a body with an Idempotency-Key, and whether it is a replay of the first one. Each owner has keys of its own."""
+    async def once(self, key_text: str, payload: bytes, body: Body, arrival_us: int, whole: bool = True, owner: str = "") -> Answer:
+        """The answer to a body with an Idempotency-Key, which may be a replay of the first one. Each owner has keys of its own."""
         if not 0 < len(key_text) <= KEY_CHARS_MAX:
             raise Refusal(400, "bad_idempotency_key", f"Idempotency-Key must have 1 to {KEY_CHARS_MAX} characters")
         key = blake2b(key_text.encode(), digest_size=_DIGEST_BYTES, person=owner.encode()).digest()
         digest = blake2b(payload, digest_size=_DIGEST_BYTES).digest()
         if (first := self._firsts.get(key)) is not None:
             _same(first[0], digest, key_text)
-            return await asyncio.shield(first[1]), True
+            return Answer(await asyncio.shield(first[1]), 0, replay=True)
         pending: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
         self._firsts[key] = (digest, pending)
         try:
@@ -169,14 +175,15 @@ class Ingest:
             if stored is not None:
                 _same(stored[:_DIGEST_BYTES], digest, key_text)
                 pending.set_result(stored[_DIGEST_BYTES:])
-                return stored[_DIGEST_BYTES:], True
-            told = models.answer(*await self.submit(body, arrival_us, key, whole))
+                return Answer(stored[_DIGEST_BYTES:], 0, replay=True)
+            outcome = await self.submit(body, arrival_us, key, whole)
+            told = models.answer(*outcome)
             try:
                 await self._store.store_answer(key, digest + told)
             except Unavailable as error:  # its rows are in, and their key with them: a retry adds nothing and is told the same
                 self._warn(f"an answer could not be kept: {error}")
             pending.set_result(told)
-            return told, False
+            return Answer(told, outcome.taken, replay=False)
         except BaseException as error:
             known = isinstance(error, (Refusal, PipelineError))
             pending.set_exception(error if known else Refusal(503, "unavailable", "try again", retry_after_seconds=1))

@@ -8,7 +8,7 @@ from starlette.concurrency import run_in_threadpool
 
 from api.docs import answer_of, refusal
 from pipeline.core.rules import SEVERITIES
-from pipeline.errors import Invalid, PipelineError, Unavailable
+from pipeline.errors import Invalid, Outdated, PipelineError, Unavailable
 from pipeline.notifier import since
 from pipeline.stores.alertlog import AlertLog
 from pipeline.stores.rulebook import DOCUMENT_CHARS_MAX, Rulebook
@@ -42,7 +42,7 @@ _IF_MATCH = {
     "in": "header",
     "required": False,
     "schema": {"type": "string"},
-    "description": "take it only over this version",
+    "description": "take it only over this version; *, as without it: over any",
 }
 
 
@@ -76,9 +76,9 @@ def rules_router(rulebook: Rulebook, alertlog: AlertLog, partitions: int) -> API
             body += chunk
             if len(body) > 4 * DOCUMENT_CHARS_MAX:
                 return _answer(413, "too_large", f"a rules document has at most {DOCUMENT_CHARS_MAX} characters")
-        match = request.headers.get("if-match")
+        match = request.headers.get("if-match", "*")
         try:
-            expected = None if match is None else int(match.strip('"'))
+            expected = None if match == "*" else int(match.removeprefix("W/").strip('"'))
             document = body.decode()
         except ValueError:
             return _answer(400, "not_text", "the document must be UTF-8, and If-Match the number of a version")
@@ -87,7 +87,7 @@ def rules_router(rulebook: Rulebook, alertlog: AlertLog, partitions: int) -> API
             comment = f"PUT /v1/rules by token {guest}" if guest else "PUT /v1/rules"
             number = await run_in_threadpool(rulebook.set, document, comment, only_if_version=expected)
         except PipelineError as error:
-            return _failed(error, 412 if "somebody else" in str(error) else 422)
+            return _failed(error, 412 if isinstance(error, Outdated) else 422)
         return JSONResponse({"version": number}, headers={"ETag": f'"{number}"'})
 
     @router.get("/v1/alerts", summary="Alerts that stand now: pending and firing", responses=_STANDING)

@@ -328,7 +328,7 @@ def _rules_rollback(args: argparse.Namespace) -> int:
 
 def _alerts(args: argparse.Namespace) -> int:
     from pipeline.core.rules import SEVERITIES
-    from pipeline.notifier import describe
+    from pipeline.notifier import describe, printable
     from pipeline.stores.alertlog import AlertLog
     from pipeline.stores.connection import connect
 
@@ -338,7 +338,7 @@ def _alerts(args: argparse.Namespace) -> int:
     for row in rows:
         row["severity"] = SEVERITIES[row["severity"] - 1]
         row["phase"] = "firing" if row.pop("firing") else "pending"
-        print(json.dumps(row) if args.json else f"{row['phase']:8} {describe(row)}")
+        print(json.dumps(row) if args.json else printable(f"{row['phase']:8} {describe(row)}"))
     if not rows and not args.json:
         print("nothing fires")
     return 0

@@ -25,6 +25,7 @@ from typing import Any
 import duckdb
 import httpx
 
+from pipeline.core.tokens import parts_of
 from pipeline.errors import Invalid, PipelineError, Unavailable
 from pipeline.sql import add_place, ask, connect, one_line, show
 
@@ -79,13 +80,13 @@ def _filters(parser: argparse.ArgumentParser) -> None:
 
 def _moment(text: str) -> datetime:
     """A moment in UTC, from an age or as it stands."""
-    if found := re.fullmatch(r"(\d+)([smhd])", text):
-        return datetime.now(UTC).replace(tzinfo=None) - timedelta(seconds=int(found[1]) * _UNITS[found[2]])
     try:
+        if found := re.fullmatch(r"(\d+)([smhd])", text):
+            return datetime.now(UTC).replace(tzinfo=None) - timedelta(seconds=int(found[1]) * _UNITS[found[2]])
         moment = datetime.fromisoformat(text)
-    except ValueError:
+        return moment.astimezone(UTC).replace(tzinfo=None) if moment.tzinfo else moment
+    except (ValueError, OverflowError):  # it is no time, or one before all years
         raise argparse.ArgumentTypeError(f"{text!r} is neither an age like 30m, 2h or 7d, nor a time like 2026-01-31T12:00:00Z") from None
-    return moment.astimezone(UTC).replace(tzinfo=None) if moment.tzinfo else moment
 
 
 def _guarded(args: argparse.Namespace) -> int:
@@ -185,16 +186,29 @@ def _retry(args: argparse.Namespace) -> int:
 
 
 def _client(args: argparse.Namespace) -> httpx.Client:
-    """Of the API, with the token and the certificates that were named. Invalid: a file that cannot be used."""
-    token = os.environ.get("PIPELINE_TOKEN", "")
+    """Of the API, with the token and the certificates that were named. Invalid: what of them cannot be used."""
+    token = _token(args.token_file)
     try:
-        if args.token_file is not None:
-            token = args.token_file.read_text(encoding="ascii").strip()
         verify = True if args.ca_file is None else ssl.create_default_context(cafile=str(args.ca_file))
-    except (OSError, UnicodeDecodeError) as error:
-        raise Invalid(f"--token-file or --ca-file: {error}") from None
+    except OSError as error:
+        raise Invalid(f"--ca-file {args.ca_file}: {error.strerror or error}; expected certificates as PEM") from None
     headers = {"Authorization": f"Bearer {token}"} if token else {}
     return httpx.Client(base_url=args.url.rstrip("/"), timeout=TIMEOUT_SECONDS, headers=headers, verify=verify)
+
+
+def _token(file: Path | None) -> str:
+    """The token of a file, else that of the environment; empty: none. Invalid: what is there is no token, and is not shown."""
+    place = "PIPELINE_TOKEN" if file is None else f"--token-file {file}"
+    try:
+        text = os.fsencode(os.environ.get("PIPELINE_TOKEN", "")) if file is None else file.read_bytes()
+    except OSError as error:
+        raise Invalid(f"{place}: {error.strerror}") from None
+    text = text.strip()  # a file, and a secret that is mounted as a variable, often ends with a newline
+    if not text and file is None:
+        return ""
+    if parts_of(text) is None:
+        raise Invalid(f"{place}: it holds no token, which is like tp_ID_SECRET")
+    return text.decode()
 
 
 def _mends(texts: Iterable[str]) -> dict[str, Any]:
@@ -206,7 +220,7 @@ def _mends(texts: Iterable[str]) -> dict[str, Any]:
             raise Invalid(f"--set {text}: must be FIELD=VALUE with one of {', '.join(FIELDS)}")
         try:
             mends[name] = json.loads(value)
-        except ValueError:
+        except (ValueError, RecursionError):
             mends[name] = value
     return mends
 
@@ -230,8 +244,8 @@ def _event(text: str, mends: dict[str, Any], unusable: Counter[str]) -> dict[str
     """The event of a dead letter, mended; None where its text is none."""
     try:
         event = json.loads(text)
-    except ValueError:
-        unusable["its text is no JSON, or was cut"] += 1
+    except (ValueError, RecursionError):  # strangers choose how deep it is nested
+        unusable["its text is no JSON that can be read, or was cut"] += 1
         return None
     if not isinstance(event, dict):
         unusable["its text is no JSON object"] += 1
@@ -239,7 +253,7 @@ def _event(text: str, mends: dict[str, Any], unusable: Counter[str]) -> dict[str
     if isinstance(event.get("tags"), str):  # set aside after its tags were made canonical: text of JSON
         try:
             event["tags"] = json.loads(event["tags"] or "null")
-        except ValueError:
+        except (ValueError, RecursionError):
             del event["tags"]
     event |= mends
     return {name: value for name, value in event.items() if value is not None}

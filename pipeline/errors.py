@@ -11,6 +11,10 @@ class Invalid(PipelineError):
     """The input is wrong. Fix it; a retry of the same input cannot help."""
 
 
+class Outdated(Invalid):
+    """The input is meant for a version that is not the newest. Read the newest, and decide again."""
+
+
 class Unavailable(PipelineError):
     """A store does not answer, or is not ready. Back off with jitter and try again, bounded."""
 

@@ -126,10 +126,10 @@ class Settings(BaseSettings):
 
     @model_validator(mode="after")
     def _relations(self) -> Self:
-        for name in ("group_events_max", "body_events_max"):
-            if (value := getattr(self, name)) > self.ingest_queue_events_max:
-                most = f"{PREFIX}INGEST_QUEUE_EVENTS_MAX, which is {self.ingest_queue_events_max}"
-                raise ValueError(f"{PREFIX}{name.upper()}={value}: must be at most {most}")
+        events, size = "ingest_queue_events_max", "ingest_queue_bytes_max"
+        for name, queue in (("group_events_max", events), ("body_events_max", events), ("body_bytes_max", size)):
+            if (value := getattr(self, name)) > (most := getattr(self, queue)):
+                raise ValueError(f"{PREFIX}{name.upper()}={value}: must be at most {PREFIX}{queue.upper()}, which is {most}")
         for name, other in (("TLS_CERT_FILE", "TLS_KEY_FILE"), ("TLS_KEY_FILE", "TLS_CERT_FILE")):
             if getattr(self, name.lower()) is not None and getattr(self, other.lower()) is None:
                 raise ValueError(f"{PREFIX}{name} is set and {PREFIX}{other} is not: TLS needs both")

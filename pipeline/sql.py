@@ -177,7 +177,10 @@ def _distinct(names: list[str]) -> list[str]:
 def _values(column: pa.Array) -> list:
     if pa.types.is_timestamp(column.type) and column.type.unit == "ns":
         column = column.cast(pa.timestamp("us", column.type.tz), safe=False)
-    return column.to_pylist()
+    try:
+        return column.to_pylist()
+    except OverflowError:  # infinity, or a year that Python has not
+        raise Invalid("a time in the answer is not of the years 1 to 9999: make it text, by CAST(... AS VARCHAR)") from None
 
 
 # Forms
@@ -224,6 +227,8 @@ def write_json(answer: Answer, out: TextIO) -> None:
 
 def _to_parquet(answer: Answer, path: Path) -> int:
     """Write a file that appears whole or not at all; the number of rows."""
+    if path.is_dir():
+        raise Invalid(f"cannot write {path}: it is a folder; name a file")
     partial = path.with_name(path.name + ".partial")
     rows = 0
     try:

@@ -19,6 +19,8 @@ from pipeline.stores.tokenbook import Tokenbook
 
 Open = Callable[[argparse.Namespace], Tokenbook]
 
+EXPIRES_DAYS_MAX = 36_500
+
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
 
 
@@ -33,7 +35,7 @@ def add_tokens(subparsers: argparse._SubParsersAction[argparse.ArgumentParser], 
     create.add_argument("--rate", type=float, metavar="N", help="events per second at most, in each API process")
     create.add_argument("--expires", type=_seconds, metavar="TIME", help="after which it is good for nothing: 12h, 90d (default: never)")
     create.add_argument("--file", type=Path, help="write it there, readable by its owner alone, instead of showing it")
-    create.add_argument("--keep", action="store_true", help="nothing to do where --file holds a valid token with this name and scope")
+    create.add_argument("--keep", action="store_true", help="nothing to do where --file holds a valid token like this one")
     create.set_defaults(func=lambda args: _create(open_book(args), args))
     listing = actions.add_parser("list", help="all tokens, without what is secret")
     listing.add_argument("--json", action="store_true", help="one JSON object per line")
@@ -73,26 +75,44 @@ def _kept_in(book: Tokenbook, path: Path, name: str, scopes: tuple[str, ...]) ->
     return token if (token.name, token.scopes) == (name, scopes) else None
 
 
+def _differing(kept: Token, asked: Token) -> list[str]:
+    """The options of `create` by which these differ. How long one lasts is counted in seconds: the two were not made at once."""
+
+    def lasts(token: Token) -> int | None:
+        return None if token.expires_at_us is None else round((token.expires_at_us - token.created_at_us) / 1_000_000)
+
+    differs = {
+        "--device": set(kept.devices) != set(asked.devices), "--rate": kept.rate != asked.rate, "--expires": lasts(kept) != lasts(asked),
+    }  # fmt: skip
+    return [option for option, differing in differs.items() if differing]
+
+
 def _write_secret(path: Path, text: str) -> None:
     """A file that its owner alone may read, whole or not there. Invalid: it cannot be written."""
     try:
         descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")  # mode 600 from the start
+        try:
+            with os.fdopen(descriptor, "w") as file:
+                file.write(f"{text}\n")
+            os.replace(name, path)
+        except OSError:  # the disk is full, or the path a folder: no secret stays behind
+            os.unlink(name)
+            raise
     except OSError as error:
         raise Invalid(f"cannot write {path}: {error.strerror}; choose another --file") from None
-    with os.fdopen(descriptor, "w") as file:
-        file.write(f"{text}\n")
-    os.replace(name, path)
 
 
 def _create(book: Tokenbook, args: argparse.Namespace) -> int:
     if args.keep and args.file is None:
         raise Invalid("--keep: needs --file")
-    scopes = tuple(dict.fromkeys(args.scope))
+    scopes, devices, now_us = tuple(dict.fromkeys(args.scope)), tuple(dict.fromkeys(args.device)), _now_us()
+    expires = None if args.expires is None else now_us + round(args.expires * 1_000_000)
+    draft = Token("", args.name, scopes, b"", devices, args.rate, now_us, expires)
     if args.keep and (kept := _kept_in(book, args.file, args.name, scopes)) is not None:
+        if others := _differing(kept, draft):
+            raise Invalid(f"token {kept.id} in {args.file} has another {', another '.join(others)}: revoke it first, or leave out --keep")
         print(f"token {kept.id} of {kept.name} is in {args.file} already, and valid")
         return 0
-    expires = None if args.expires is None else _now_us() + round(args.expires * 1_000_000)
-    draft = Token("", args.name, scopes, b"", tuple(dict.fromkeys(args.device)), args.rate, expires_at_us=expires)
     if args.file is not None:
         token = _create_in(book, args.file, draft)
         print(f"token {token.id} of {token.name} is in {args.file}; APIs know it within seconds")
@@ -134,14 +154,22 @@ def _revoke(book: Tokenbook, identity: str) -> int:
 
 
 def _moment(at_us: int | None) -> str | None:
-    return None if at_us is None else datetime.fromtimestamp(at_us / 1e6, UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
+    if at_us is None:
+        return None
+    try:
+        return datetime.fromtimestamp(at_us / 1e6, UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
+    except (ValueError, OverflowError, OSError):  # one that is kept may lie beyond the year 9999; it hides no other token
+        return f"{at_us // 1_000_000} s after 1970"
 
 
 def _seconds(text: str) -> float:
     found = re.fullmatch(r"(\d{1,9})([smhd])", text)
     if found is None or int(found[1]) == 0:
         raise argparse.ArgumentTypeError(f"{text!r} is no time such as 12h or 90d")
-    return float(found[1]) * _UNITS[found[2]]
+    seconds = float(found[1]) * _UNITS[found[2]]
+    if seconds > EXPIRES_DAYS_MAX * _UNITS["d"]:
+        raise argparse.ArgumentTypeError(f"{text} is more than {EXPIRES_DAYS_MAX}d; leave it out for a token that never expires")
+    return seconds
 
 
 def _now_us() -> int:

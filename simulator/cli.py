@@ -6,6 +6,7 @@
 import argparse
 import asyncio
 import json
+import math
 import signal
 import sys
 from collections.abc import Awaitable, Callable
@@ -19,6 +20,8 @@ from simulator.manners import GOOD, Manners
 from simulator.replay import ReplayOptions, replay
 from simulator.run import SimulateOptions, simulate
 from simulator.wire import FORMS
+
+NUMBER_MAX = 1e9
 
 
 def add_simulate(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -45,14 +48,14 @@ def simulate_arguments(parser: argparse.ArgumentParser) -> None:
     add("--sites", type=int, default=default.sites)
     add("--devices", type=int, help="in all (default: what --rate needs, else 20)")
     add("--interfaces", type=int, default=default.interfaces, help="per device (default %(default)s)")
-    add("--interval", type=float, default=default.interval_seconds, metavar="S", help="simulated, between polls (default %(default)s)")
-    add("--rate", type=float, metavar="N", help="events per second to send; sets the number of devices, or the interval if they are given")
-    add("--speed", type=float, default=default.speed, metavar="N", help="above 1: time runs faster, from a start in the past")
+    add("--interval", type=_real, default=default.interval_seconds, metavar="S", help="simulated, between polls (default %(default)s)")
+    add("--rate", type=_real, metavar="N", help="events per second to send; sets the number of devices, or the interval if they are given")
+    add("--speed", type=_real, default=default.speed, metavar="N", help="above 1: time runs faster, from a start in the past")
     add("--for", dest="duration", type=_duration, metavar="TIME", help="stop after 90, 90s, 5m or 1h (default: never)")
-    add("--fault-every", type=float, default=default.fault_every_seconds, metavar="S", help="simulated, 0: none (default %(default)s)")
+    add("--fault-every", type=_real, default=default.fault_every_seconds, metavar="S", help="simulated, 0: none (default %(default)s)")
     add("--good-manners", action="store_true", help="no late, repeated, disordered or malformed events")
     for name in ("late", "repeated", "disordered", "malformed"):
-        add(f"--{name}", type=float, default=getattr(Manners(), name), metavar="SHARE", help="of events, 0 to 1 (default %(default)s)")
+        add(f"--{name}", type=_real, default=getattr(Manners(), name), metavar="SHARE", help="of events, 0 to 1 (default %(default)s)")
     add("--no-tags", dest="tags", action="store_false", help="leave out the tags site and role")
     add("--truth", type=Path, metavar="FILE", help="write what faults there were, as NDJSON")
 
@@ -63,7 +66,7 @@ def replay_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("files", nargs="+", type=Path, metavar="FILE", help=f".parquet, .csv or .ndjson, {columns}")
     _sending_arguments(parser, default)
     add = parser.add_argument
-    add("--speed", type=float, default=default.speed, metavar="N", help="1: as recorded, 0: as fast as it goes (default %(default)s)")
+    add("--speed", type=_real, default=default.speed, metavar="N", help="1: as recorded, 0: as fast as it goes (default %(default)s)")
     add("--shift-to-now", action="store_true", help="move all times by one distance, so that the last event is of now")
     add("--start", type=_moment, metavar="TIME", help="first time to send, like 2017-06-29T16:40:00Z")
     add("--end", type=_moment, metavar="TIME", help="time before which to stop")
@@ -104,8 +107,8 @@ def _sending_arguments(parser: argparse.ArgumentParser, default: SimulateOptions
     add("--form", choices=FORMS, default=default.form, help="of the bodies (default %(default)s)")
     add("--body-events", type=int, default=default.body_events, metavar="N", help="in one body at most (default %(default)s)")
     add("--concurrency", type=int, default=default.concurrency, metavar="N", help="requests in flight at most (default %(default)s)")
-    add("--wait", type=float, default=default.wait_seconds, metavar="S", help="for a server that is not up yet (default %(default)s)")
-    add("--deadline", type=float, default=default.deadline_seconds, metavar="S", help="how long one body is tried (default %(default)s)")
+    add("--wait", type=_real, default=default.wait_seconds, metavar="S", help="for a server that is not up yet (default %(default)s)")
+    add("--deadline", type=_real, default=default.deadline_seconds, metavar="S", help="how long one body is tried (default %(default)s)")
     add("--json", action="store_true", help="end with the summary as one JSON object on stdout")
 
 
@@ -159,11 +162,22 @@ def _sentence(summary: dict) -> str:
     return "; ".join(parts)
 
 
+def _real(text: str) -> float:
+    """No nan, and nothing that is too large to reckon with."""
+    try:
+        number = float(text)
+    except ValueError:
+        number = math.nan
+    if not abs(number) <= NUMBER_MAX:
+        raise argparse.ArgumentTypeError(f"{text}: expected a number of at most {NUMBER_MAX:,.0f}")
+    return number
+
+
 def _duration(text: str) -> float:
     unit = {"s": 1, "m": 60, "h": 3600, "d": 86_400}.get(text[-1:], 0)
     try:
-        return float(text[:-1]) * unit if unit else float(text)
-    except ValueError:
+        return _real(text[:-1]) * unit if unit else _real(text)
+    except argparse.ArgumentTypeError:
         raise argparse.ArgumentTypeError(f"{text}: expected seconds, or a number with s, m, h or d") from None
 
 

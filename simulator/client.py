@@ -282,13 +282,18 @@ def trusted(ca_file: Path | None) -> ssl.SSLContext | bool:
 
 
 def token_of(file: Path | None) -> str | None:
-    """The token of a file, else that of the environment: in a command line, everybody on the machine could read it."""
-    if file is None:
-        return os.environ.get("PIPELINE_TOKEN") or None
+    """The token of a file, else that of the environment: in a command line, everybody on the machine could read it.
+
+    UserError: there is none. It does not show what is there: a secret with one character too many is still one.
+    """
+    place = "PIPELINE_TOKEN" if file is None else f"--token-file {file}"
     try:
-        text = file.read_text(encoding="ascii").strip()
+        text = os.environ.get("PIPELINE_TOKEN", "") if file is None else file.read_text(encoding="ascii")
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"--token-file {file}: {getattr(error, 'strerror', None) or 'it holds no token'}") from None
-    if not text.isprintable() or not text or " " in text:
-        raise UserError(f"--token-file {file}: it holds no token")
+        raise UserError(f"{place}: {getattr(error, 'strerror', None) or 'it holds no token'}") from None
+    text = text.strip()  # a file, and a secret that is mounted as a variable, often ends with a newline
+    if not text and file is None:
+        return None
+    if not text.isascii() or not text.isprintable() or not text or " " in text:
+        raise UserError(f"{place}: it holds no token")
     return text

@@ -15,7 +15,7 @@ import yaml
 
 from pipeline.core.admission import Limits
 from pipeline.core.rules import RULES_MAX, Rules, parse
-from pipeline.errors import Invalid
+from pipeline.errors import Invalid, Outdated
 from pipeline.stores.connection import script, translated
 
 KEY = "rules"
@@ -132,14 +132,14 @@ class Rulebook:
     def set(self, document: str, comment: str = "", *, only_if_version: int | None = None) -> int:
         """Validate and append; the new version's number. Invalid: nothing changed, and why.
 
-        `only_if_version`: refuse unless that is still the newest.
+        `only_if_version`: refuse unless that is still the newest, with Outdated.
         """
         read_document(document)
         record = json.dumps({"document": document, "comment": comment})
         with translated():
             number = self._append(keys=[KEY], args=[record, "" if only_if_version is None else only_if_version])
         if number < 0:
-            raise Invalid(f"the rules are at version {-number - 1}, not {only_if_version}: somebody else changed them")
+            raise Outdated(f"the rules are at version {-number - 1}, not {only_if_version}: somebody else changed them")
         return number
 
     def set_default(self) -> None:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import threading
 import time
 
 import pytest
 
-from pipeline.notifier import ACKNOWLEDGE_SECONDS, Notifier
+from pipeline.notifier import ACKNOWLEDGE_SECONDS, ConsoleSink, Notifier
 from pipeline.stores import connection as keys
 from pipeline.stores.alertlog import NAMED, AlertLog, AlertReader
 from pipeline.stores.leases import Leases
@@ -95,3 +96,11 @@ def test_a_notifier_that_is_stopped_amid_a_page_leaves_the_rest_to_the_next(rais
     eventually(lambda: not outstanding(raised), 10, "the rest is delivered")
     ended(notifier, thread)
     assert len(slow.devices + fast.devices) == 20 == len({*slow.devices, *fast.devices})
+
+
+def test_a_name_that_the_console_cannot_show_is_escaped_and_stops_nobody(monkeypatch):
+    """Else it would end the notifier again after each restart, as what was not acknowledged comes first."""
+    out = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    monkeypatch.setattr("sys.stdout", out)
+    ConsoleSink().deliver(TRANSITION | {"device": "köln→1\ud800", "time": 0, "value": 1.0, "bound": 0.0})
+    assert b"hot  k\\xf6ln\\u21921\\ud800 cpu  1 > 0" in out.buffer.getvalue()

@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 
 import pytest
 
-from pipeline.errors import Invalid, Unavailable
+from pipeline.errors import Invalid, Outdated, Unavailable
 from pipeline.stores.connection import connect
 from pipeline.stores.rulebook import DEFAULT, Rulebook, read_document
 from tests.harness import free_port
@@ -93,7 +93,7 @@ def test_two_who_change_the_same_version_do_not_overwrite_each_other(book):
     """The second is told, and nothing is appended."""
     book.set(document(1))
     assert book.set(document(2), only_if_version=1) == 2
-    with pytest.raises(Invalid, match="the rules are at version 2, not 1: somebody else changed them"):
+    with pytest.raises(Outdated, match="the rules are at version 2, not 1: somebody else changed them"):
         book.set(document(3), only_if_version=1)
     assert book.version() == 2
 

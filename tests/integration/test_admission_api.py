@@ -5,7 +5,7 @@ from __future__ import annotations
 from pipeline.core.admission import CLOSED, FAIR, Decision
 from pipeline.core.partitions import partition_of
 from pipeline.stores.admission import Decisions
-from tests.integration.test_ingest_api import PARTITIONS, error, running
+from tests.integration.test_ingest_api import PARTITIONS, error, paying, running
 
 LENIENT = {"Prefer": "handling=lenient"}
 HEAVY, CALM = "r1", "r2"  # of different partitions
@@ -55,6 +55,29 @@ def test_a_body_is_taken_whole_or_not_at_all_unless_asked():
         api.post(events(HEAVY, 100))
         assert api.post([*events(CALM, 2), *events(HEAVY, 3)]).status_code == 429
         assert len(api.store.events()) == 100
+
+
+def test_what_is_not_admitted_costs_a_token_nothing():
+    """It is paid for when it is taken. Else who sends it again as told would pay for it each time."""
+    with paying(rate=1000) as api:
+        standing(api, FAIR)
+        api.post(events(HEAVY, 100))
+        for _ in range(4):
+            answer = api.post([*events(CALM, 1), *events(HEAVY, 800)], **LENIENT)
+            assert (answer.status_code, len(answer.json()["not_admitted"])) == (202, 800)
+        api.ingest.gate.standing = Decisions()
+        assert [api.post(events(HEAVY, 800)).status_code for _ in range(3)] == [202, 202, 429]
+
+
+def test_a_wish_may_come_in_a_header_of_several():
+    """Whichever of them it is in."""
+    with running() as api:
+        standing(api, FAIR)
+        api.post(events(HEAVY, 100))
+        for wishes in (("handling=lenient", "respond-async"), ("respond-async, wait=10", "Handling=Lenient")):
+            headers = [("content-type", "application/json"), *(("prefer", wish) for wish in wishes)]
+            answer = api.client.post("/v1/events", json=[*events(CALM, 2), *events(HEAVY, 3)], headers=headers)
+            assert (answer.status_code, answer.json()["not_admitted"]) == (202, [2, 3, 4])
 
 
 def test_closed_admits_priority_metrics_alone_and_at_last_not_even_those():

@@ -155,6 +155,24 @@ def test_an_idempotency_key_belongs_to_a_token(clients):
     assert once(first, 1).headers["idempotent-replay"] == "true"
 
 
+def test_new_rules_are_taken_over_the_version_they_are_meant_for(clients):
+    """A tag may be weak, as a proxy makes it, and * is any. A document that is wrong is told from one that came too late."""
+    headers = {"Authorization": f"Bearer {clients.token('admin')}"}
+    shown = httpx.get(f"{clients.stack.url}/v1/rules", headers=headers)
+    newest = int(shown.headers["x-rules-version"])
+
+    def put(match: str, document: str = shown.text) -> tuple[int, dict]:
+        answer = httpx.put(f"{clients.stack.url}/v1/rules", content=document, headers=headers | {"If-Match": match})
+        return answer.status_code, answer.json()
+
+    assert put("*") == (200, {"version": newest + 1})
+    assert put(f'W/"{newest + 1}"') == (200, {"version": newest + 2})
+    assert put(f'"{newest + 2}"') == (200, {"version": newest + 3})
+    assert [put(match)[0] for match in (f'W/"{newest}"', f'"{newest}"', "W/x", "")] == [412, 412, 400, 400]
+    status, told = put("*", "somebody else: 1\n")
+    assert (status, told["error"]["code"]) == (422, "invalid") and "somebody else" in told["error"]["message"]
+
+
 def test_what_openapi_says_of_the_lock(clients):
     document = clients.ask("GET", "/openapi.json", clients.token("read")).json()
     assert document["components"]["securitySchemes"]["token"]["scheme"] == "bearer"
@@ -220,6 +238,44 @@ def test_tokens_on_the_command_line(clients, tmp_path):
     assert telemetry(*command).returncode == 0 and file.read_text() != first
 
 
+def test_a_token_is_kept_where_it_is_what_is_asked_for_and_not_taken_for_another(clients, tmp_path):
+    """Nobody believes that a bound is in force which was asked for too late."""
+    file = tmp_path / "bounded.token"
+    command = ("tokens", "create", "--name", "bounded", "--scope", "ingest", "--file", str(file), "--keep")
+    bounds = ("--device", "a-*", "--device", "b-*", "--rate", "5", "--expires", "1h")
+    assert clients.stack.telemetry(*command, *bounds).returncode == 0
+    held = file.read_text()
+    assert "already, and valid" in clients.stack.telemetry(*command, *bounds).stdout
+    for others, said in (((), "--device, another --rate, another --expires"), ((*bounds[:-1], "2h"), "--expires"),
+                         ((*bounds, "--device", "c-*"), "--device"), ((*bounds, "--rate", "6"), "--rate")):  # fmt: skip
+        refused = clients.stack.telemetry(*command, *others)
+        told = f"has another {said}: revoke it first, or leave out --keep\n"
+        assert refused.returncode == 2 and refused.stderr.endswith(told) and refused.stderr.count("\n") == 1
+    assert file.read_text() == held
+
+
+def test_a_token_that_ends_after_all_years_hides_no_other(clients):
+    """One that was made before its time had a bound."""
+    ends = 2**60 // 1_000_000
+    token, _ = clients.book.create(Token("", "eternal", ("read",), b"", expires_at_us=2**60))
+    try:
+        assert f"{token.id}  valid    read     eternal  created" in clients.stack.telemetry("tokens", "list").stdout
+        rows = [json.loads(line) for line in clients.stack.telemetry("tokens", "list", "--json").stdout.splitlines()]
+        assert {row["expires"] for row in rows if row["id"] == token.id} == {f"{ends} s after 1970"}
+    finally:
+        clients.book.revoke(token.id)
+
+
+def test_where_its_file_cannot_be_written_no_secret_stays_behind_and_the_token_is_revoked(clients, tmp_path):
+    folder = tmp_path / "tokens"
+    folder.mkdir()
+    done = clients.stack.telemetry("tokens", "create", "--name", "nobody-has-it", "--scope", "read", "--file", str(folder))
+    assert (done.returncode, done.stderr) == (2, f"telemetry: cannot write {folder}: Is a directory; choose another --file\n")
+    assert list(tmp_path.iterdir()) == [folder] and not list(folder.iterdir())
+    [token] = [token for token in clients.book.load().by_id.values() if token.name == "nobody-has-it"]
+    assert token.state(0) == "revoked"
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [(("revoke", "000000000000"), "there is no token"), (("create", "--name", "", "--scope", "read"), "a token's name"),
@@ -227,7 +283,8 @@ def test_tokens_on_the_command_line(clients, tmp_path):
      (("create", "--name", "x", "--scope", "read", "--rate", "-1"), "must be more than 0"),
      (("create", "--name", "x", "--scope", "read", "--keep"), "needs --file"),
      (("create", "--name", "x", "--scope", "root"), "invalid choice"),
-     (("create", "--name", "x", "--scope", "read", "--expires", "9"), "no time")],
+     (("create", "--name", "x", "--scope", "read", "--expires", "9"), "no time"),
+     (("create", "--name", "x", "--scope", "read", "--expires", "3000000d"), "more than 36500d")],
 )  # fmt: skip
 def test_what_cannot_be_done_is_said_in_a_line(clients, arguments, said):
     done = clients.stack.telemetry("tokens", *arguments)

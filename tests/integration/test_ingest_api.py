@@ -29,14 +29,17 @@ from api.app import bind, create_app
 from api.crowd import Crowd
 from api.decode import DecodeLimits
 from api.decode import decode as decode_body
+from api.door import Load
 from api.group import build
 from api.protocol import guarded
 from pipeline.core.partitions import partition_of
+from pipeline.core.tokens import Token, digest_of, spelled
 from pipeline.errors import Invalid, Unavailable
 from pipeline.settings import Settings
 from pipeline.stores.codec import DEAD_LETTERS_ARROW, EVENTS_ARROW, decode
 from pipeline.stores.connection import GROUP, connect_async, stream_key
 from pipeline.stores.streams import Appender, Group, Repeated, Streams
+from pipeline.stores.tokenbook import Tokens
 from tests.harness import Stack
 
 PARTITIONS = 4
@@ -103,13 +106,13 @@ def until(condition: Callable[[], object]) -> None:
 class Api:
     """A running API, its client and its store."""
 
-    def __init__(self, store, **settings) -> None:
+    def __init__(self, store, tokens: Load | None = None, **settings) -> None:
         options = {"api_port": 0, "partitions": PARTITIONS, "group_linger_ms": 2, "ingest_stop_seconds": 5, **settings}
         self.settings, self.store = Settings(**options), store
         listener = bind(self.settings)
         self.port = listener.getsockname()[1]
         self.url = f"http://127.0.0.1:{self.port}/v1/events"
-        app = create_app(self.settings, store)
+        app = create_app(self.settings, store, tokens=tokens)
         self.ingest = app.state.ingest
         crowd = Crowd(self.settings.connections_max, self.settings.connections_per_client_max)
         http = guarded(self.settings.request_seconds_max, crowd)
@@ -140,6 +143,16 @@ def running(store=None, **settings) -> Iterator[Api]:
         if isinstance(api.store, MemoryStore):
             api.store.gate.clear()
         api.stop()
+
+
+@contextlib.contextmanager
+def paying(rate: float) -> Iterator[Api]:
+    """An API whose client comes with a token that has this rate."""
+    secret = "s" * 43
+    token = Token("0123456789ab", "test", ("ingest",), digest_of(secret.encode()), rate=rate)
+    with running(auth="required", tokens=lambda known: known or Tokens(b"", {token.id: token})) as api:
+        api.client.headers["authorization"] = f"Bearer {spelled(token.id, secret)}"
+        yield api
 
 
 @pytest.fixture
@@ -375,6 +388,16 @@ def test_the_same_key_gives_the_first_answer_and_adds_nothing(api):
     assert error(api.post(EVENT, key="k1")) == told
 
 
+def test_the_same_key_is_paid_for_once():
+    """What comes again adds nothing, and takes nothing from its token's rate."""
+    with paying(rate=1000) as api:
+        answers = [api.post(spread(900), key="k") for _ in range(4)]
+        assert [answer.status_code for answer in answers] == [202] * 4
+        assert [answer.headers.get("idempotent-replay") for answer in answers] == [None, "true", "true", "true"]
+        api.post(spread(900), key="another")
+        assert error(api.post(EVENT))[:2] == (429, "rate_exceeded")
+
+
 def test_the_same_key_at_the_same_time_waits_for_the_first(api):
     api.store.gate.set()
     answers: list[httpx.Response] = []
@@ -519,6 +542,16 @@ def test_health_and_readiness_tell_the_truth(api):
     assert (ready.status_code, ready.headers["retry-after"]) == (503, "1")
     assert ready.json() == {"status": "not_ready", "reason": "partition 3 is away"}
     assert api.client.get("/healthz").status_code == 200
+
+
+@pytest.mark.parametrize("path", ["/healthz", "/readyz"])
+def test_a_balancer_may_ask_for_the_head_alone(api, path):
+    """It is told what GET tells, without the body."""
+    for away in (set(), set(range(PARTITIONS))):
+        api.store.away = away
+        whole, head = api.client.get(path), api.client.head(path)
+        told = [(each.status_code, each.headers["content-length"], each.headers.get("retry-after")) for each in (whole, head)]
+        assert told[0] == told[1] and not head.content
 
 
 def test_the_examples_of_the_docs_work_and_need_no_other_host(api):
@@ -668,6 +701,16 @@ def test_every_other_failed_answer_names_its_request_too(api):
     response = api.client.get("/readyz", headers={"X-Request-Id": "abc-123"})
     assert (response.status_code, response.headers["x-request-id"]) == (503, "abc-123")
     assert "x-request-id" not in api.client.get("/healthz", headers={"X-Request-Id": "abc-123"}).headers
+
+
+@pytest.mark.parametrize("path", ["/v1/events", "/openapi.json"])
+def test_an_answer_of_the_door_that_says_that_we_failed_names_its_request(path):
+    """It has not seen the tokens yet."""
+    given = {"authorization": "Bearer tp_x_y", "x-request-id": "abc-123"}
+    with running(auth="required") as api:
+        response = api.client.request("POST" if path == "/v1/events" else "GET", path, headers=given)
+        assert error(response) == (503, "unavailable", "tokens cannot be checked now")
+        assert response.headers["x-request-id"] == "abc-123"
 
 
 # ---- what it counts ------------------------------------------------------------------------------------------------------------

@@ -116,13 +116,17 @@ def test_overrides_are_complained_of_by_the_same_names():
         load(window_seconds=0)
 
 
-@pytest.mark.parametrize("name", ["group_events_max", "body_events_max"])
-def test_no_body_and_no_group_is_larger_than_the_queue(name):
+@pytest.mark.parametrize(
+    ("name", "value", "queue", "most"),
+    [("group_events_max", 500_000, "EVENTS", 400_000), ("body_events_max", 500_000, "EVENTS", 400_000),
+     ("body_bytes_max", 2**28 + 1, "BYTES", 2**28)],
+)  # fmt: skip
+def test_no_body_and_no_group_is_larger_than_the_queue(name, value, queue, most):
     """It could never be admitted."""
     with pytest.raises(Invalid) as refused:
-        load(**{name: 500_000})
-    most = "PIPELINE_INGEST_QUEUE_EVENTS_MAX, which is 400000"
-    assert str(refused.value) == f"PIPELINE_{name.upper()}=500000: must be at most {most}"
+        load(**{name: value})
+    assert str(refused.value) == f"PIPELINE_{name.upper()}={value}: must be at most PIPELINE_INGEST_QUEUE_{queue}_MAX, which is {most}"
+    assert load(body_bytes_max=1000, ingest_queue_bytes_max=1000).ingest_queue_bytes_max == 1000
 
 
 def test_an_event_that_is_too_late_has_a_closed_window():

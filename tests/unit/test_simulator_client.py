@@ -281,6 +281,19 @@ def test_the_token_comes_from_a_file_or_the_environment(tmp_path, monkeypatch):
         token_of(tmp_path / "none")
 
 
+def test_a_token_of_the_environment_is_cleaned_and_one_that_is_none_is_not_shown(monkeypatch):
+    """A mounted secret ends with a newline. What HTTP cannot carry would be shown by the error of whoever tries."""
+    for space in ("tp_e_e\n", " tp_e_e\r\n"):
+        monkeypatch.setenv("PIPELINE_TOKEN", space)
+        assert token_of(None) == "tp_e_e"
+    monkeypatch.setenv("PIPELINE_TOKEN", "\n")
+    assert token_of(None) is None
+    for bad in ("tp_SECRET\nx", "tp_SECRET x", "tp_SECRETé", "tp_SECRET\udcff"):
+        monkeypatch.setenv("PIPELINE_TOKEN", bad)
+        with pytest.raises(UserError, match=r"^PIPELINE_TOKEN: it holds no token$"):
+            token_of(None)
+
+
 @pytest.mark.parametrize("url", ["localhost:8000", "ftp://x", "http://", "http://h:port"])
 def test_a_url_that_is_none_is_named(url):
     with pytest.raises(UserError, match="--url"):

@@ -117,6 +117,16 @@ def test_a_rate_sizes_the_fleet_or_the_interval():
         plan_fleet(SimulateOptions(devices=0))
 
 
+@pytest.mark.parametrize("number", ["nan", "inf", "-inf", "1e300", "many"])
+@pytest.mark.parametrize("option", ["--rate", "--interval", "--for", "--speed", "--fault-every", "--late", "--wait", "--deadline"])
+def test_a_number_that_nobody_can_reckon_with_is_refused(option, number, capsys):
+    parser = argparse.ArgumentParser()
+    add_simulate(parser.add_subparsers())
+    with pytest.raises(SystemExit) as ended:
+        parser.parse_args(["simulate", f"{option}={number}"])
+    assert ended.value.code == 2 and f"argument {option}: {number}: expected" in capsys.readouterr().err.splitlines()[-1]
+
+
 def test_a_first_fault_is_told_while_somebody_watches(api):
     """In 24 s of simulated life there is a fault; progress names it with its place."""
     begun = []

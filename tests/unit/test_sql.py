@@ -8,6 +8,7 @@ import json
 import subprocess
 import sys
 from collections import Counter
+from pathlib import Path
 
 import duckdb
 import httpx
@@ -17,9 +18,10 @@ from rich.console import Console
 
 from pipeline import deadletters, sql
 from pipeline.core.semantics import Semantics
+from pipeline.core.tokens import spelled
 from pipeline.deadletters import add_deadletters, bodies, send
 from pipeline.errors import Invalid, Unavailable
-from pipeline.sql import add_sql, ask, complete, one_line, show_table, write_aligned, write_json
+from pipeline.sql import add_sql, ask, complete, one_line, show, show_table, write_aligned, write_json
 from pipeline.stores.lake import Lake
 
 SEMANTICS = Semantics(
@@ -132,6 +134,31 @@ def test_what_duckdb_refuses_is_one_line_and_exit_code_1(lake, capsys):
     assert one_line(duckdb.Error("Parser Error: bad\n\nLINE 1: x\n ^")) == "Parser Error: bad"
 
 
+@pytest.mark.parametrize("value", ["'infinity'::TIMESTAMP", "DATE '20000-01-01'", "[TIMESTAMPTZ '-infinity']"])
+def test_a_time_that_no_calendar_here_has_is_the_users_to_cast(value, tmp_path, capsys):
+    """Parquet has a form for it."""
+    query = f"SELECT {value} AS t"
+    for form in ({}, {"as_json": True}, {"as_csv": True}):
+        with pytest.raises(Invalid, match="not of the years 1 to 9999"):
+            show(answer(query), **form)
+        show(answer(f"SELECT CAST(t AS VARCHAR) FROM ({query})"), **form)
+    show(answer(query), parquet=tmp_path / "a.parquet")
+    assert capsys.readouterr().err.startswith("1 rows in")
+
+
+@pytest.mark.parametrize("folder", [".", "/"])
+def test_an_answer_is_not_written_where_a_folder_is(folder):
+    with pytest.raises(Invalid, match=f"cannot write {folder}: it is a folder"):
+        show(answer("SELECT 1 AS a"), parquet=Path(folder))
+
+
+@pytest.mark.parametrize("since", ["999999d", "99999999999d", "0001-01-01T00:00:00+14:00", "yesterday"])
+def test_a_time_before_all_years_is_no_time(lake, capsys, since):
+    with pytest.raises(SystemExit) as ended:
+        telemetry("deadletters", "list", "--since", since, "--data", str(lake))
+    assert ended.value.code == 2 and "is neither an age like" in capsys.readouterr().err.splitlines()[-1]
+
+
 def test_no_lake_and_no_query_are_the_users_to_mend(lake, tmp_path):
     with pytest.raises(Unavailable, match="there is no lake under"):
         telemetry("sql", "SELECT 1", "--data", str(tmp_path))
@@ -205,6 +232,15 @@ def test_only_objects_are_sent_and_the_rest_is_counted():
     assert sum(unusable.values()) == 3 and body.events == 2
 
 
+def test_what_is_nested_too_deep_to_be_read_stops_no_other():
+    """As long as a dead letter may be; strangers choose its text."""
+    unusable = Counter()
+    deep = "[" * 2048
+    [body] = bodies(letters(deep, '{"device":"a"}', json.dumps({"device": "b", "tags": deep})), {}, unusable)
+    assert [json.loads(line) for line in body.content.splitlines()] == [{"device": "a"}, {"device": "b"}]
+    assert sum(unusable.values()) == 1
+
+
 def test_a_refusal_for_now_is_tried_again_and_one_for_good_is_not(monkeypatch):
     """503 waits as long as it is told; the answers are added up; 413 stops, and says how far it came."""
     waits, answers = [], [(503, {}, "2"), (202, {"accepted": 1, "rejected": 0, "errors": []}, "")]
@@ -228,6 +264,33 @@ def test_a_refusal_for_now_is_tried_again_and_one_for_good_is_not(monkeypatch):
         answers += [(503, {}, "")] * deadletters.ATTEMPTS_MAX
         with pytest.raises(Unavailable, match="answers 503"):
             send(client, made)
+
+
+def test_a_token_goes_along_without_the_space_around_it_and_is_never_shown(lake, monkeypatch, tmp_path, capsys):
+    """A mounted secret ends with a newline; what is no token stops the command before it sends anything."""
+    text, file = spelled("0123456789ab", "s" * 43), tmp_path / "token"
+    sent = []
+    monkeypatch.setattr(deadletters, "send", lambda client, made: sent.append(client.headers.get("authorization")) or deadletters.Told())
+    retry = ("deadletters", "retry", "--data", str(lake))
+    monkeypatch.setenv("PIPELINE_TOKEN", f"{text}\n")
+    assert telemetry(*retry) == 0
+    file.write_text(f" {text}\r\n")
+    assert telemetry(*retry, "--token-file", str(file)) == 0
+    monkeypatch.setenv("PIPELINE_TOKEN", "\n")
+    assert telemetry(*retry) == 0
+    assert sent == [f"Bearer {text}"] * 2 + [None]
+    for bad in (f"{text}x", f"{text}\nx", f"{text}é", f"{text}\udcff"):
+        monkeypatch.setenv("PIPELINE_TOKEN", bad)
+        with pytest.raises(Invalid, match=r"^PIPELINE_TOKEN: it holds no token, which is like tp_ID_SECRET$"):
+            telemetry(*retry)
+    file.write_bytes(b"")
+    with pytest.raises(Invalid, match="it holds no token"):
+        telemetry(*retry, "--token-file", str(file))
+    for option in ("--token-file", "--ca-file"):
+        monkeypatch.setenv("PIPELINE_TOKEN", "")
+        with pytest.raises(Invalid, match=f"^{option} .*: No such file or directory"):
+            telemetry(*retry, option, str(tmp_path / "none"))
+    assert text not in "".join(capsys.readouterr())
 
 
 def test_dead_letters_of_an_empty_lake(lake, capsys, monkeypatch):
