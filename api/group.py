@@ -67,6 +67,8 @@ class Built:
         self._cut = _Cut(self._columns, self._exact, self._names, np.append(self._bounds[self._parts], len(order)))
         self._refused = _by_partition(refused, partitions)
         self._keyed = np.array([key is not None for key in keys], bool)
+        admitted = {*np.unique(self._columns["body"]).tolist(), *refused["body"]}
+        self._asking = self._whole.left_where({body for body in admitted if keys[body] is not None})
         self.reasons = dict(refused["reason"].value_counts().iter_rows()) if len(refused) else {}
 
     def outcomes(self) -> list[Outcome]:
@@ -79,8 +81,8 @@ class Built:
             self._whole.came_before(partition, self._keys.index(key), text)
 
     def groups(self) -> list[Group]:
-        """One group per partition that gets anything."""
-        touched = set(self._parts.tolist()) | self._refused.keys()
+        """One group per partition that gets anything, or is asked whether a body came before of which it is to get nothing now."""
+        touched = set(self._parts.tolist()) | self._refused.keys() | self._asking.keys()
         return [group for partition in sorted(touched) if (group := self.group(partition)) is not None]
 
     def group(self, partition: int, without: Collection[bytes] = ()) -> Group | None:
@@ -93,15 +95,16 @@ class Built:
             refused = None if refused is None else refused.filter(pl.Series(left).gather(refused["body"]))
         bodies = self._columns["body"][rows]
         letters = 0 if refused is None else refused.height
-        if not len(bodies) and not letters:
-            return None
         keys: tuple[bytes, ...] = ()
         left: tuple[bytes, ...] = ()
         if self._keyed.any():
             present = set(np.unique(bodies).tolist()) | (set(refused["body"].to_list()) if letters else set())
-            keyed = [body for body in sorted(present) if self._keys[body] is not None]
+            present |= self._asking.get(partition, set())
+            keyed = [body for body in sorted(present) if self._keys[body] is not None and self._keys[body] not in without]
             keys = tuple(self._keys[body] for body in keyed)
             left = self._whole.left_texts(partition, keyed)
+        if not len(bodies) and not letters and not keys:
+            return None
         return Group(
             partition,
             encode(self._batch(partition, rows)) if len(bodies) else b"",
@@ -113,10 +116,11 @@ class Built:
         )
 
     def bodies(self, partition: int) -> set[int]:
-        """The bodies with rows in `partition`."""
+        """The bodies with rows in `partition`, or of which it is asked."""
         rows = slice(self._bounds[partition], self._bounds[partition + 1])
         refused = self._refused.get(partition)
-        return set(np.unique(self._columns["body"][rows]).tolist()) | (set(refused["body"].to_list()) if refused is not None else set())
+        there = set(np.unique(self._columns["body"][rows]).tolist()) | self._asking.get(partition, set())
+        return there | (set(refused["body"].to_list()) if refused is not None else set())
 
     def _batch(self, partition: int, rows: slice | np.ndarray) -> pa.RecordBatch:
         if isinstance(rows, slice):
@@ -285,6 +289,16 @@ class Whole:
     def came_before(self, partition: int, body: int, left: bytes) -> None:
         if left or self._left is not None:
             self._before[partition, body] = left
+
+    def left_where(self, bodies: Collection[int]) -> dict[int, set[int]]:
+        """partition -> those of the bodies with rows there that are left out.
+
+        An earlier request may have stored these, and been told of another partition's failure: so each is asked.
+        """
+        if self._left is None or not bodies:
+            return {}
+        owned = self._owned(self._left).filter(pl.col("body").is_in(list(bodies))).group_by("partition").agg(pl.col("body").unique())
+        return {partition: set(found) for partition, found in owned.iter_rows()}
 
     def left_texts(self, partition: int, bodies: Sequence[int]) -> tuple[bytes, ...]:
         """Per body, which of its rows in this partition are left out, as a text for `came_before`; () where none is of any."""

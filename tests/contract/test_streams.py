@@ -104,6 +104,16 @@ def test_a_key_that_comes_again_tells_which_rows_were_left_out(stack, client):
     assert Streams(client).accepted(0) == 1
 
 
+def test_a_key_of_which_nothing_is_taken_is_kept_or_tells_what_was(stack, client):
+    """No entry is made for it."""
+    held(client)
+    nothing = Group(0, b"", 0, b"", 0, (b"k" * 16,), (b"rows",))
+    assert append(stack, nothing) == [0] and client.xlen(keys.stream_key(0)) == Streams(client).accepted(0) == 0
+    assert append(stack, group(0, b"k" * 16)) == [Repeated((b"k" * 16,), (b"rows",))]
+    append(stack, group(0, b"w" * 16))
+    assert append(stack, nothing._replace(keys=(b"w" * 16,))) == [Repeated((b"w" * 16,))]
+
+
 def test_what_was_left_out_is_forgotten_with_its_key(stack, client):
     held(client)
     append(stack, group(0, b"k" * 16)._replace(left=(b"rows",)))

@@ -111,6 +111,39 @@ def test_a_key_that_comes_again_gets_the_answer_of_the_first_time_also_where_tha
         assert len(api.store.events()) == 103
 
 
+def test_what_was_taken_before_a_failure_is_not_named_when_all_of_its_partition_has_to_wait_by_then():
+    """Who sends again what is named, under another key, would have it counted twice."""
+    with running() as api:
+        api.store.away = {partition_of(CALM, PARTITIONS)}
+        body = [*events(HEAVY, 2), *events(CALM, 3)]
+        assert api.post(body, key="k", **LENIENT).status_code == 503
+        api.store.away = set()
+        standing(api, CLOSED)
+        assert api.post(body, key="k", **LENIENT).json() == {"accepted": 5, "rejected": 0, "errors": []}
+        assert len(api.store.events()) == 5
+
+
+def test_what_has_to_wait_in_one_of_two_requests_of_a_key_is_taken_by_neither():
+    """Each may have been sent to another replica: what the client is told must be so, whichever of the answers it gets."""
+    with running() as api:
+        api.store.forget_answers = True
+        standing(api, CLOSED)
+        body = [*events(HEAVY, 2), *events(CALM, 3)]
+        first = api.post(body, key="k", **LENIENT).json()
+        assert (first["accepted"], first["not_admitted"]) == (3, [0, 1])
+        api.ingest.gate.standing = Decisions()
+        assert api.post(body, key="k", **LENIENT).json()["not_admitted"] == [0, 1]
+        assert api.post(events(HEAVY, 2), key="other").json()["accepted"] == 2
+        assert len(api.store.events()) == 5
+
+
+def test_nobody_knows_what_came_before_where_a_partition_does_not_answer():
+    with running() as api:
+        standing(api, CLOSED)
+        api.store.away = {partition_of(HEAVY, PARTITIONS)}
+        assert api.post([*events(HEAVY, 2), *events(CALM, 3)], key="k", **LENIENT).status_code == 503
+
+
 def test_what_waited_is_not_taken_for_repeated_when_its_key_comes_again():
     with running() as api:
         standing(api, CLOSED)

@@ -1,8 +1,8 @@
 -- after: run, incarnation, add
--- Append one entry, unless a body in it was appended before. KEYS: stream, books, idempotency, what was left out of bodies.
+-- Append one entry, unless a body in it was appended before, or there is nothing in it but the keys of bodies. KEYS: stream, books, idempotency, what was left out of bodies.
 -- ARGV: events, event count, dead letters, dead letter count, retention of keys in ms, number of keys, key digests..., and as
 -- many texts that say which rows of that body were not admitted ('': all were); there are none of these where all were of all.
--- Reply: the id; or, of the keys that were seen before, digest and text by turns.
+-- Reply: the id, '0-0' of none; or, of the keys that were seen before, digest and text by turns.
 if redis.call('EXISTS', KEYS[1]) == 0 then
   return redis.error_reply('NOSTREAM')
 end
@@ -40,6 +40,9 @@ if keys > 0 then
   end
   redis.call('ZREMRANGEBYSCORE', KEYS[3], '-inf', now - ARGV[5])
   keep()
+end
+if ARGV[2] + ARGV[4] == 0 then
+  return '0-0'
 end
 redis.call('HINCRBY', KEYS[2], 'accepted', ARGV[2] + ARGV[4])
 local current, new = incarnation(KEYS[2])
