@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from itertools import pairwise
 
 import polars as pl
@@ -211,6 +212,15 @@ def test_a_rule_on_windows_is_judged_when_a_window_closes():
     assert found == [("pending", 1, 10, 10, 6), ("firing", 1, 10, 20, 7), ("resolved", 1, 10, 30, 1)]
     anomalies = output.anomalies.select(pl.col("event_time", "window") // S, "statistic", "value", "bound", "severity", "rules_version")
     assert anomalies.rows() == [(10, 0, "mean", 6, 5, "warning", 1), (20, 10, "mean", 7, 5, "warning", 1)]
+
+
+@pytest.mark.parametrize("statistic", ["sum", "mean"])
+def test_a_statistic_that_overflows_raises_nothing(statistic):
+    """Values within what a float holds, whose sum is not: no alert could say by how much."""
+    asked = rules(on="window", statistic=statistic, upper={"warning": 5})
+    state, output = run(batch([(0, [("r1", "m", 1, 1.7e308), ("r1", "m", 2, 1.7e308), ("r1", "m", 200, 0)])]), rules=asked)
+    assert output.aggregates["sum"].to_list() == [math.inf]
+    assert output.anomalies.is_empty() and output.transitions.is_empty() and state.active.is_empty()
 
 
 def test_a_repeated_event_is_no_second_anomaly():
