@@ -19,7 +19,8 @@ from pipeline.stores.tables import SIDE_TABLES
 
 COMMIT_ORDER = (*SIDE_TABLES, "aggregates")  # a crash in between leaves the earlier ones ahead, and recovery cuts there
 
-HAND_OVER_SECONDS = 2.0  # that partitions which are to go wait for a commit; while the lake is away it takes for ever
+# That partitions which are to go wait for a commit. A slow lake takes seconds; one that is away takes for ever, and reading goes on.
+HAND_OVER_SECONDS = 10.0
 
 
 @dataclass

@@ -63,8 +63,9 @@ def closing_rows(world, worker):
     assert worker._made_rows
 
 
-def test_a_worker_that_is_to_hand_over_reads_on_while_the_lake_is_away(real):
+def test_a_worker_that_is_to_hand_over_reads_on_while_the_lake_is_away(real, monkeypatch):
     """It keeps its partitions, and hands over once the lake is back."""
+    monkeypatch.setattr("pipeline.worker.HAND_OVER_SECONDS", 1.0)
     one = real.worker()
     real.turn(one, 3)
     closing_rows(real, one)
