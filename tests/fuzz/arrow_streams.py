@@ -192,13 +192,13 @@ def shaped(rng: random.Random) -> Stream:
 
 
 def swollen(rng: random.Random) -> Stream:
-    """Small bytes that stand for very much: texts shared by rows, tags without buffers, one name a million times."""
+    """Small bytes that stand for very much: texts shared by rows, tags without buffers, one name a million times, names of no row."""
     rows = rng.choice([1000, 50_000])
     made = columns(rng, rows)
     long = "x" * rng.choice([10_000, 1_000_000])
     codes = pa.array([0] * rows, pa.int8())
     shared = pa.DictionaryArray.from_arrays(codes, pa.array([long, long] if rng.random() < 0.5 else [long]))
-    match rng.randrange(5):
+    match rng.randrange(6):
         case 0 | 1:
             made[rng.choice(["device", "metric", "interface", "kind", "timestamp", "tags"])] = shared
         case 2:
@@ -207,6 +207,11 @@ def swollen(rng: random.Random) -> Stream:
         case 3:
             offsets = pa.array(range(rows + 1), pa.int32())
             made["tags"] = pa.MapArray.from_arrays(offsets, shared, pa.array(["v"] * rows))
+        case 4:
+            field = rng.choice(["device", "metric", "interface", "tags"])
+            form = '{{"a":"{}"}}' if field == "tags" else "n{}"
+            names = pa.array([form.format(n) for n in range(rng.choice([10_000, 300_000]))])
+            made[field] = pa.DictionaryArray.from_arrays(pa.array([rng.randrange(len(names))] * rows, pa.int32()), names)
         case _:
             count = rng.choice([10**6, 5 * 10**6])
             keys = pa.DictionaryArray.from_arrays(pa.array([0] * count, pa.int8()), pa.array(["k"]))

@@ -346,6 +346,7 @@ def long(rng: random.Random) -> Text:
     piece = rng.choice(
         [
             b'{"device":"' + b"d" * size + b'","metric":"m","value":1}',
+            b'{"device":"d","metric":"' + rng.choice([b"[", b"]", b"/", b"_", b":", b"-"]) * size + b'","value":1}',
             b'{"' + b"k" * size + b'":1}',
             b'{"device":"d","metric":"m","value":' + b"1" * size + b"}",
             b" " * size,
