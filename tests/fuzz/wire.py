@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
 import socket
 import time
@@ -265,11 +266,10 @@ class Client:
         plain = len(exchange.steps) == 1 and exchange.answers == 1 and not exchange.kind.startswith("wire-")
         try:
             if plain and self._socket is not None:
-                try:
-                    return self._once(exchange)
-                except OSError:  # the server had closed it meanwhile: not more than once
-                    self.close()
-            self.close()
+                with contextlib.suppress(OSError):
+                    if answers := self._once(exchange):
+                        return answers
+            self.close()  # the server may have closed it meanwhile, which large bodies learn when they look for an answer: once again
             self._socket = socket.create_connection(("127.0.0.1", self._port), timeout=ANSWER_SECONDS)
             return self._once(exchange)
         finally:
