@@ -94,6 +94,10 @@ class Gate:
                 if not failed:
                     _log.warning("admission stays as it is: %s", error)
                 failed = True
+            except Exception:  # as where a replica of another release says what this one does not know
+                if not failed:
+                    _log.exception("admission stays as it is")
+                failed = True
             await asyncio.sleep(DECIDE_SECONDS * random.uniform(0.9, 1.1))
 
     def _stand(self, decisions: Decisions) -> None:

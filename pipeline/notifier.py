@@ -144,7 +144,8 @@ class Notifier:
             for stream, entry, transition in found:
                 if self._stopping.is_set():
                     break
-                self._deliver(transition)
+                if not self._deliver(transition):
+                    break
                 delivered.append((stream, entry))
                 if time.monotonic() - acknowledged_at > ACKNOWLEDGE_SECONDS:
                     self._reader.acknowledge(delivered)
@@ -153,9 +154,10 @@ class Notifier:
             if delivered:
                 self._reader.acknowledge(delivered)
 
-    def _deliver(self, transition: dict) -> None:
+    def _deliver(self, transition: dict) -> bool:
+        """To each sink, or to its dead-letter stream. False: it is being stopped meanwhile, and the next start delivers it."""
         if transition["phase"] == "pending":
-            return
+            return True
         for sink in self._sinks:
             for attempt in range(self._settings.notify_retries_max):
                 self.health.moved()
@@ -168,9 +170,11 @@ class Notifier:
                     metrics.NOTIFY_FAILURES.labels(sink.name).inc()
                     self.health.failed(f"delivery to {sink.name}", error)
                     log.warning("%s: %s", sink.name, error)
-                    self._stopping.wait(backoff_seconds(attempt, self._settings.backoff_max_seconds))
+                    if self._stopping.wait(backoff_seconds(attempt, self._settings.backoff_max_seconds)):
+                        return False
             else:
                 self._set_aside(sink, transition)
+        return True
 
     def _set_aside(self, sink: Sink, transition: dict) -> None:
         try:

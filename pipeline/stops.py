@@ -11,7 +11,7 @@ from queue import SimpleQueue
 
 
 def on_signal(stop: Callable[[], None]) -> None:
-    """Call `stop`, once, when SIGINT or SIGTERM comes. In a thread of its own:
+    """Call `stop`, once, when SIGINT or SIGTERM comes, or the terminal is closed. In a thread of its own:
 
     A handler runs between two instructions of the main thread, whatever lock that holds. An Event that it waits for has one, and to
     `set` it there would wait for that lock for ever. Putting something into a SimpleQueue is safe: its docs call that reentrant.
@@ -23,7 +23,9 @@ def on_signal(stop: Callable[[], None]) -> None:
         stop()
 
     threading.Thread(target=wait, daemon=True, name="stop").start()
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        if number == signal.SIGHUP and signal.getsignal(number) == signal.SIG_IGN:
+            continue  # under nohup it outlives its terminal
         signal.signal(number, lambda number, _: told.put(number))
 
 

@@ -275,9 +275,10 @@ class Supervisor:
             if now - process.started_at > 60:
                 process.failures = 0
             return
-        delay = min(RESTART_SECONDS_MAX, 0.2 * 2**process.failures)
+        delay = min(RESTART_SECONDS_MAX, 0.2 * 2 ** min(process.failures, 10))
         process.failures += 1
-        reason = f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
+        named = {each.value for each in signal.Signals}
+        reason = f"exit code {code}" if code >= 0 else f"killed by {signal.Signals(-code).name if -code in named else f'signal {-code}'}"
         self.say("up", f"{process.role} died ({reason}); starting it again in {delay:.1f} s", "warning")
         process.process, process.retry_at = None, now + delay
 

@@ -30,6 +30,7 @@ TARGET_EVENTS_PER_SECOND_MIN = 10.0  # of a partition: nobody starves, and a rec
 DRAINING, HOLDING = 0.75, 0.95  # of what the workers read: while the backlog must shrink, and while it may stay
 URGENT = 0.7  # times both, where the delay is that of "closed"
 CALM = 0.5  # of the threshold for "fair": below, the backlog is as good as gone
+RESTED = 0.9  # of that for memory, which rests at what windows that are open need
 WATCHED, WATCHED_SECONDS = 0.25, 0.5  # of it, or of lag: from here on it is noted who sends how much, to be known when it matters
 REOPEN = 0.7  # of the threshold for "closed"
 GROWTH_PER_SECOND = 0.3
@@ -151,7 +152,8 @@ def decide(before: Decision, signals: Signals, demand: Demand, limits: Limits, n
     closed, closing = _pressure(signals, limits.closed)
     elapsed = min(max(0.0, now - before.at), STEP_SECONDS_MAX)
     urgency = min(1.0, signals.delay_seconds / limits.closed.lag_seconds)
-    target = _target(before, signals, fair, urgency, elapsed)
+    calm = _calm(signals, limits.fair)
+    target = _target(before, signals, fair, calm, urgency, elapsed)
     calm_since = None
     if closed >= 1 and before.state != CLOSED and _ebbs(before, signals, limits, now):
         state = FAIR
@@ -164,9 +166,9 @@ def decide(before: Decision, signals: Signals, demand: Demand, limits: Limits, n
         return Decision(OPEN, "", before.since, now, target, watched=watched, pressure=fair)
     else:
         state = FAIR
-        if fair < CALM:
+        if calm:
             reason = f"hardly a backlog any more; it opens once nobody has had to wait for {limits.calm_seconds:.0f} s"
-        if fair < CALM and demand.waiting_events_per_second <= 0:
+        if calm and demand.waiting_events_per_second <= 0:
             calm_since = now if before.calm_since is None else min(before.calm_since, now)
             if now - calm_since >= limits.calm_seconds:
                 return Decision(OPEN, "", now, now, target)
@@ -225,14 +227,22 @@ def _pressure(signals: Signals, threshold: Threshold) -> tuple[float, str]:
     return parts[reason], reason
 
 
-def _target(before: Decision, signals: Signals, fair: float, urgency: float, elapsed: float) -> float:
-    """The rate to admit. With a backlog the workers read what they can; without one they can do more than they read."""
+def _calm(signals: Signals, threshold: Threshold) -> bool:
+    """Whether what made somebody wait is as good as gone."""
+    rested = signals.memory_share < RESTED * threshold.memory_share
+    return rested and _pressure(replace(signals, memory_share=0.0), threshold)[0] < CALM
+
+
+def _target(before: Decision, signals: Signals, fair: float, calm: bool, urgency: float, elapsed: float) -> float:
+    """The rate to admit. With a backlog the workers read what they can; without one they read what is admitted, and could do more."""
     seen = signals.read_events_per_second
     if before.state == OPEN:
         return max(TARGET_EVENTS_PER_SECOND_MIN, DRAINING * seen)
-    if fair < CALM:
+    if calm:
         grown = max(before.target, TARGET_EVENTS_PER_SECOND_MIN) * (1 + GROWTH_PER_SECOND * elapsed)
         return max(min(grown, ABOVE * seen), before.target)
+    if signals.lag_seconds < BEHIND_SECONDS and signals.backlog_events <= seen:  # less of that, again and again, would end at nothing
+        return max(TARGET_EVENTS_PER_SECOND_MIN, before.target)
     wanted = (DRAINING if fair >= 1 else HOLDING) * (1 - (1 - URGENT) * urgency) * seen
     return max(TARGET_EVENTS_PER_SECOND_MIN, before.target + (wanted - before.target) * min(1.0, elapsed))
 

@@ -98,6 +98,28 @@ def test_a_notifier_that_is_stopped_amid_a_page_leaves_the_rest_to_the_next(rais
     assert len(slow.devices + fast.devices) == 20 == len({*slow.devices, *fast.devices})
 
 
+def test_a_notifier_that_is_stopped_while_a_sink_is_away_gives_up_on_nothing(raised, settings):
+    """It does not burn its attempts without a wait; the next start delivers what stood before it."""
+
+    class Away(Sink):
+        name = "away"
+
+        def deliver(self, transition: dict) -> None:
+            super().deliver(transition)
+            raise OSError("away")
+
+    away = Away(raised, 0)
+    notifier, thread = running(settings, away)
+    eventually(lambda: away.devices, 10, "it is tried")
+    ended(notifier, thread)
+    assert not raised.exists("undelivered:away") and len({*away.devices}) == 1
+    there = Sink(raised, 0)
+    notifier, thread = running(settings, there)
+    eventually(lambda: not outstanding(raised), 10, "all is delivered")
+    ended(notifier, thread)
+    assert len(there.devices) == 20 == len({*there.devices})
+
+
 def test_a_name_that_the_console_cannot_show_is_escaped_and_stops_nobody(monkeypatch):
     """Else it would end the notifier again after each restart, as what was not acknowledged comes first."""
     out = io.TextIOWrapper(io.BytesIO(), encoding="ascii")

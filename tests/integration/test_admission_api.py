@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
+
+from api.admission import Gate
 from pipeline.core.admission import CLOSED, FAIR, Decision
 from pipeline.core.partitions import partition_of
 from pipeline.stores.admission import Decisions
@@ -135,6 +138,30 @@ def test_what_has_to_wait_in_one_of_two_requests_of_a_key_is_taken_by_neither():
         assert api.post(body, key="k", **LENIENT).json()["not_admitted"] == [0, 1]
         assert api.post(events(HEAVY, 2), key="other").json()["accepted"] == 2
         assert len(api.store.events()) == 5
+
+
+def test_a_turn_that_breaks_is_not_the_last_one(monkeypatch):
+    """As where a replica of another release says what this one does not know: else admission would stay as it is until a restart."""
+
+    class Odd:
+        turns = 0
+
+        async def turn(self, demands, limits) -> Decisions:
+            self.turns += 1
+            if self.turns == 1:
+                raise TypeError("what is that?")
+            return Decisions(7)
+
+    async def two_turns() -> int:
+        gate = Gate(1, Odd())
+        gate.start()
+        while gate.standing.number != 7:
+            await asyncio.sleep(0.01)
+        await gate.stop()
+        return gate.standing.number
+
+    monkeypatch.setattr("api.admission.DECIDE_SECONDS", 0.01)
+    assert asyncio.run(asyncio.wait_for(two_turns(), 10)) == 7
 
 
 def test_nobody_knows_what_came_before_where_a_partition_does_not_answer():

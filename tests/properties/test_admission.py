@@ -9,6 +9,7 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 
 import polars as pl
+import pytest
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
@@ -17,6 +18,7 @@ from pipeline.core import admission
 from pipeline.core.admission import (
     CLOSED,
     FAIR,
+    LEVEL_MAX,
     OPEN,
     Decision,
     Demand,
@@ -268,6 +270,23 @@ def test_memory_closes_whatever_the_lag_and_at_last_for_priority_metrics_too():
     still = decide(closed, Signals(memory_share=0.6), Demand(), LIMITS, 2.0)
     assert still.state == CLOSED, "it opens a little only when it is well below"
     assert decide(still, Signals(memory_share=0.5), Demand(), LIMITS, 2.5).state == FAIR
+
+
+@pytest.mark.parametrize("share", [0.3, 0.45, 0.53, 0.58, 0.65, 0.7])
+def test_memory_that_rests_high_starves_nobody_where_the_workers_keep_up(share):
+    """What is read is what is admitted there: less than that, again and again, would end at nothing."""
+    offered, devices, decision, now = 2000.0, 20, Decision(), 1000.0
+    rate = offered
+    for turn in range(1200):
+        now += 0.5
+        level = LEVEL_MAX if decision.state == OPEN else decision.level
+        admitted = min(offered, devices * level)
+        assert decision.state != CLOSED and admitted >= 0.7 * offered
+        rate = read_rate(rate, admitted, 0.5, decision.state)
+        demand = demand_of([offered / devices] * devices, 0.0, offered - admitted) if decision.noted else Demand()
+        memory = 0.62 if 10 < turn < 20 else share  # a worker paused
+        decision = decide(decision, Signals(0.1, 0.0, memory, 0.3, rate), demand, Limits(), now)
+    assert (decision.state == OPEN) == (share < 0.54)
 
 
 def test_a_body_that_is_taken_whole_waits_for_its_heaviest_device():

@@ -20,6 +20,11 @@ sys.exit(0 if stopping.wait(10) else 1)
 """
 
 
-@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT"])
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT", "SIGHUP"])
 def test_a_signal_amid_a_wait_for_the_event_that_it_sets_stops_the_process(name):
     assert subprocess.run([sys.executable, "-c", SCRIPT, name], timeout=60).returncode == 0
+
+
+def test_under_nohup_it_outlives_its_terminal():
+    script = SCRIPT.replace("wait(10)", "wait(0.5)")
+    assert subprocess.run(["nohup", sys.executable, "-c", script, "SIGHUP"], timeout=60, capture_output=True).returncode == 1
