@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import socket
 
@@ -29,7 +30,8 @@ _BOOKS = {
 
 
 class Gauges:
-    """One leader's. `known` is False until each has been set once: no zero is told of what nobody has looked at."""
+    """One leader's. `known` is False until Redis and the lake were looked at once, and the books are no number until they were, which
+    under load may take long: no zero is told of what nobody has looked at."""
 
     def __init__(self, settings: Settings, client: redis.Redis, leases: Leases) -> None:
         self._settings = settings
@@ -38,16 +40,19 @@ class Gauges:
         self._lake = Lake(settings.lake)
         self._ledger = Ledger(client, Lake(settings.lake), semantics_of(settings), settings.partitions)
         self._seen: set[str] = set()
+        self.forget()
         self._books: dict[str, int] | None = None
         self._name = f"housekeeping-{socket.gethostname()}-{os.getpid()}"
 
     @property
     def known(self) -> bool:
-        return self._seen == {"redis", "lake", "books"}
+        return self._seen == {"redis", "lake"}
 
     def forget(self) -> None:
         """Another leads: what was found is old."""
         self._seen.clear()
+        for gauge in _BOOKS.values():
+            gauge.set(math.nan)
 
     def look_at_redis(self) -> None:
         """Memory, workers, partitions without a holder."""
@@ -76,4 +81,3 @@ class Gauges:
             for name, gauge in _BOOKS.items():
                 gauge.set(books[name])
             self._books = books
-            self._seen.add("books")

@@ -27,6 +27,7 @@ from pipeline.stores.connection import connect, translate
 log = logging.getLogger("notifier")
 
 WAIT_SECONDS = 0.1  # for the next transition, between two looks at whether to stop
+TRIM_SECONDS = 60.0  # between two times that what is delivered is let go
 ACKNOWLEDGE_SECONDS = 0.1  # of deliveries acknowledged together
 UNDELIVERED_MAX = 100_000  # transitions in a sink's dead-letter stream
 
@@ -116,7 +117,7 @@ class Notifier:
 
     def run(self) -> None:
         """Deliver until stopped; what was read and not acknowledged before a crash comes first."""
-        opened, pending, failures = False, True, 0
+        opened, pending, failures, trimmed_at = False, True, 0, 0.0
         while not self._stopping.is_set():
             self.health.moved()
             try:
@@ -126,6 +127,9 @@ class Notifier:
                     self.health.worked("start")
                 found = self._reader.read(pending=pending, wait_seconds=WAIT_SECONDS)
                 self._deliver_all(found)
+                if not found and not pending and time.monotonic() - trimmed_at > TRIM_SECONDS:
+                    self._reader.trim()
+                    trimmed_at = time.monotonic()
                 pending = pending and bool(found)
                 failures = 0
                 self.health.worked("reading")

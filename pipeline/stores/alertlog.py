@@ -20,6 +20,7 @@ from pipeline.stores.connection import Scripts, translated
 
 POSITION = b"@position"
 TRANSITIONS_MAX = 100_000  # of one partition, kept for readers that were away
+DELIVERED_MAX = 10_000  # of one partition, once all are delivered: half a kilobyte each, in Redis' memory
 _STATE = ("severity", "firing", "since", "time", "value", "bound")
 NAMED = pl.Schema(
     {**{name: pl.Categorical() for name in SERIES_NAMES}, **{k: v for k, v in ACTIVE.items() if k not in ("series", "partition")}}
@@ -137,6 +138,14 @@ class AlertReader:
             pipe = self._redis.pipeline(transaction=False)
             for stream, of_stream in groupby(sorted(entries), key=itemgetter(0)):
                 pipe.xack(stream, self.GROUP, *(entry for _, entry in of_stream))
+            pipe.execute()
+
+    def trim(self) -> None:
+        """Keep the newest DELIVERED_MAX of each partition. For who has read all there are: what nobody has read yet is kept much longer."""
+        with translated():
+            pipe = self._redis.pipeline(transaction=False)
+            for key in self._keys:
+                pipe.xtrim(key, maxlen=DELIVERED_MAX, approximate=True)
             pipe.execute()
 
     @classmethod

@@ -120,6 +120,19 @@ def test_a_notifier_that_is_stopped_while_a_sink_is_away_gives_up_on_nothing(rai
     assert len(there.devices) == 20 == len({*there.devices})
 
 
+def test_what_is_delivered_is_not_kept_until_it_fills_redis(raised, settings, monkeypatch):
+    """The newest of each partition are; and all that nobody has delivered."""
+    monkeypatch.setattr("pipeline.notifier.TRIM_SECONDS", 0.0)
+    monkeypatch.setattr("pipeline.stores.alertlog.DELIVERED_MAX", 0)
+    slow = Sink(raised, 0.2)
+    notifier, thread = running(settings, slow)
+    eventually(lambda: len(slow.devices) == 5, 10, "some are delivered")
+    assert sum(raised.xlen(keys.alerts_key(partition)) for partition in range(2)) == 20
+    eventually(lambda: sum(raised.xlen(keys.alerts_key(partition)) for partition in range(2)) == 0, 20, "they are let go")
+    ended(notifier, thread)
+    assert len({*slow.devices}) == 20
+
+
 def test_a_name_that_the_console_cannot_show_is_escaped_and_stops_nobody(monkeypatch):
     """Else it would end the notifier again after each restart, as what was not acknowledged comes first."""
     out = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
