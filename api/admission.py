@@ -90,13 +90,10 @@ class Gate:
                     read_at = time.monotonic()
                 self._stand(await desk.turn(self._demands(), self._limits))
                 failed = False
-            except PipelineError as error:  # the last decisions stay; what cannot be stored is refused anyway
+            # The last decisions stay; what cannot be stored is refused anyway. Another release may say what this one does not know.
+            except Exception as error:
                 if not failed:
-                    _log.warning("admission stays as it is: %s", error)
-                failed = True
-            except Exception:  # as where a replica of another release says what this one does not know
-                if not failed:
-                    _log.exception("admission stays as it is")
+                    _log.warning("admission stays as it is: %s", error, exc_info=not isinstance(error, PipelineError))
                 failed = True
             await asyncio.sleep(DECIDE_SECONDS * random.uniform(0.9, 1.1))
 

@@ -106,10 +106,11 @@ class EventsEndpoint:
         elif len(payload) > self._bytes_max:
             raise self._too_large()
         metrics.BODY_BYTES.inc(len(payload))
-        if (plain := _small(payload, encoding.decode("latin-1"), self._small_bytes_max)) is not None:
-            payload, body = plain, self._decode(plain, content_type.decode("latin-1"))
+        media, packing = content_type.decode("latin-1"), encoding.decode("latin-1")
+        if (plain := _small(payload, packing, self._small_bytes_max)) is not None:
+            payload, body = plain, self._decode(plain, media)
         else:
-            payload, body = await self._decode_beside(payload, content_type.decode("latin-1"), encoding.decode("latin-1"), key is not None)
+            payload, body = await self._decode_beside(payload, media, packing, key is not None)
         if guest.devices:
             body = body._replace(devices=guest.devices)
         guest.spend(body.events)

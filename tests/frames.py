@@ -5,6 +5,7 @@ from __future__ import annotations
 import polars as pl
 import pyarrow as pa
 
+import pipeline.isolation as isolation
 from pipeline.core.batch import BATCH_EVENTS, ENTRIES, Batch, Output, State, step
 from pipeline.core.rules import Rules
 from pipeline.core.schema import entry_id
@@ -40,6 +41,18 @@ def run(*batches: Batch, rules: Rules = Rules(), semantics: Semantics = SEMANTIC
         state, output = step(state, one, rules, semantics)
         outputs.append(output)
     return state, Output(*(pl.concat([getattr(o, name) for o in outputs]) for name in Output.__dataclass_fields__))
+
+
+def break_core(monkeypatch, column: str, name: str, error: BaseException) -> None:
+    """From here on `step` breaks where it meets this name."""
+    real = isolation.step
+
+    def step(state, batch, rules, semantics):
+        if (batch.events[column].cast(pl.String) == name).any():
+            raise error
+        return real(state, batch, rules, semantics)
+
+    monkeypatch.setattr(isolation, "step", step)
 
 
 def windows(samples: list[tuple[float, float]], bits: int = 0, semantics: Semantics = SEMANTICS) -> list[dict]:

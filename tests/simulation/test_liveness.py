@@ -5,12 +5,11 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 
-import polars as pl
 import pytest
 
-import pipeline.isolation as isolation
 from pipeline.errors import Unavailable
 from pipeline.testing import Crash
+from tests.frames import break_core
 from tests.simulation.machine import DEVICES
 from tests.simulation.world import World
 
@@ -176,14 +175,7 @@ def test_rules_that_got_a_number_again_are_applied():
 
 def test_events_of_an_entry_that_broke_the_core_are_dead_letters_also_after_a_recovery(monkeypatch):
     """Their entry is pending still, but the position is beyond it."""
-    real = isolation.step
-
-    def step(state, batch, rules, semantics):
-        if (batch.events["metric"].cast(pl.String) == "w").any():
-            raise ValueError("broken")
-        return real(state, batch, rules, semantics)
-
-    monkeypatch.setattr(isolation, "step", step)
+    break_core(monkeypatch, "metric", "w", ValueError("broken"))
     world = World()
     one = world.worker()
     world.turn(one)

@@ -15,7 +15,7 @@ from pipeline.stores import codec
 from pipeline.stores.codec import DEAD_LETTERS_ARROW, EVENTS_ARROW, decode, encode
 from pipeline.stores.entries import to_batch
 from pipeline.stores.streams import Entry
-from tests.frames import payload
+from tests.frames import break_core, payload
 from tests.properties.test_step import SEMANTICS, S
 
 
@@ -30,14 +30,7 @@ class Panic(BaseException):
 @pytest.fixture
 def broken(monkeypatch):
     """A core that panics where it meets the device `poison`."""
-    real = isolation.step
-
-    def step(state, batch, rules, semantics):
-        if (batch.events["device"].cast(pl.String) == "poison").any():
-            raise Panic("index out of bounds")
-        return real(state, batch, rules, semantics)
-
-    monkeypatch.setattr(isolation, "step", step)
+    break_core(monkeypatch, "device", "poison", Panic("index out of bounds"))
 
 
 def test_only_the_poison_is_set_aside(broken):

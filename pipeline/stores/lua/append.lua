@@ -1,5 +1,6 @@
 -- after: run, incarnation, add
--- Append one entry, unless a body in it was appended before, or there is nothing in it but the keys of bodies. KEYS: stream, books, idempotency, what was left out of bodies.
+-- Append one entry, unless a body in it was appended before, or there is nothing in it but the keys of bodies.
+-- KEYS: stream, books, idempotency, what was left out of bodies.
 -- ARGV: events, event count, dead letters, dead letter count, retention of keys in ms, number of keys, key digests..., and as
 -- many texts that say which rows of that body were not admitted ('': all were); there are none of these where all were of all.
 -- Reply: the id, '0-0' of none; or, of the keys that were seen before, digest and text by turns.
