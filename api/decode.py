@@ -14,7 +14,6 @@ import msgspec
 import numpy as np
 
 from api.arrow import read_arrow
-from api.compression import decompress
 from api.fast import ENVELOPE, fast_frame
 from api.models import Envelope, Event, Refusal, Refused
 
@@ -75,15 +74,13 @@ _MEDIA = {
 _BLANK = re.compile(rb"[ \t\r\n]*")
 
 
-def decode(payload: bytes, content_type: str, encoding: str, limits: DecodeLimits) -> Body:
-    """The events of a body. Refusal 400, 413, 415 or 422 where nothing of it can be taken."""
+def decode(payload: bytes, content_type: str, limits: DecodeLimits) -> Body:
+    """The events of a body, decompressed. Refusal 400, 413, 415 or 422 where nothing of it can be taken."""
     media = content_type.partition(";")[0].strip().lower()
     form = _MEDIA.get(media, _JSON if media.endswith("+json") else None)
     if form is None:
         wanted = "send JSON, NDJSON (application/x-ndjson) or an Arrow IPC stream"
         raise Refusal(415, "unsupported_media_type", f"content type {media[:80]!r}: {wanted}")
-    if encoding:
-        payload = decompress(payload, encoding, limits.body_decompressed_bytes_max)
     if payload.startswith(b"\xef\xbb\xbf"):
         payload = payload[3:]
     start = _BLANK.match(payload).end()

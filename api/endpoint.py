@@ -11,7 +11,8 @@ from contextvars import copy_context
 from typing import Any
 
 from api import models, requestid
-from api.decode import Body, DecodeLimits, decode, decompress
+from api.compression import decompress
+from api.decode import Body, DecodeLimits, decode
 from api.door import Guest
 from api.ingest import Ingest
 from api.models import Refusal
@@ -130,7 +131,7 @@ class EventsEndpoint:
 
     def _decode(self, payload: bytes, content_type: str) -> Body:
         try:
-            return decode(payload, content_type, "", self._limits)._replace(size=len(payload))
+            return decode(payload, content_type, self._limits)._replace(size=len(payload))
         except (Refusal, *ENDING):
             raise
         except BaseException as error:

@@ -247,7 +247,7 @@ def test_where_building_is_slow_small_groups_wait_as_long_again(monkeypatch):
 
     monkeypatch.setattr("api.ingest.build", slowly)
     monkeypatch.setattr("api.ingest.INLINE_EVENTS_MAX", 0)
-    body = decode_body(json.dumps(EVENT).encode(), "application/json", "", DecodeLimits())
+    body = decode_body(json.dumps(EVENT).encode(), "application/json", DecodeLimits())
 
     async def forty(store: MemoryStore) -> None:
         gathered = ingest.Ingest(Settings(partitions=PARTITIONS, group_linger_ms=1), store)

@@ -109,7 +109,7 @@ def test_every_event_is_in_one_entry_or_one_dead_letter(payloads, partitions):
     bodies, sent = [], []
     for payload in payloads:
         try:
-            bodies.append(decode(payload, "application/json", "", LIMITS))
+            bodies.append(decode(payload, "application/json", LIMITS))
         except Refusal:
             continue
         sent.append(len(json.loads(payload)))
@@ -135,7 +135,7 @@ devices = st.sampled_from(["core-1", "core-12", "lab-1", "lab-22", "edge-3", "",
 def test_a_body_gets_in_with_the_devices_of_its_token_alone(sent):
     """Event by event as fnmatch says, whatever the other bodies of its group may do."""
     payloads = [json.dumps([{"device": device, "metric": "m", "value": 1} for device in named]).encode() for _, named in sent]
-    bodies = [decode(payload, "", "", LIMITS)._replace(devices=allowed) for payload, (allowed, _) in zip(payloads, sent, strict=True)]
+    bodies = [decode(payload, "", LIMITS)._replace(devices=allowed) for payload, (allowed, _) in zip(payloads, sent, strict=True)]
     built = build(bodies, [NOW] * len(bodies), [None] * len(bodies), NOW, Limits(), 4)
     for (allowed, named), told in zip(sent, built.outcomes(), strict=True):
         free = [not allowed or any(fnmatchcase(device or "", pattern) for pattern in allowed) for device in named]

@@ -16,6 +16,7 @@ import pytest
 import zstandard
 
 from api.columns import coded
+from api.compression import decompress
 from api.decode import FAST_BYTES_MIN, DecodeLimits, decode
 from api.models import Refusal
 
@@ -27,9 +28,13 @@ WANTED = "send JSON, NDJSON (application/x-ndjson) or an Arrow IPC stream"
 GOOD = {"device": "r1", "interface": "eth0", "metric": "in_octets", "value": 1.5, "timestamp": 1_767_225_600_056}
 
 
+def unpacked(payload: bytes, encoding: str, limits: DecodeLimits) -> bytes:
+    return decompress(payload, encoding, limits.body_decompressed_bytes_max) if encoding else payload
+
+
 def rows(payload: bytes, content_type: str = "application/json", encoding: str = "", limits: DecodeLimits = LIMITS) -> list[dict]:
     """The events of a body as rows with their names, in the order of the body."""
-    raw, _ = coded([decode(payload, content_type, encoding, limits)], [ARRIVAL])
+    raw, _ = coded([decode(unpacked(payload, encoding, limits), content_type, limits)], [ARRIVAL])
     names = [pl.lit(listed).gather(pl.col(field)).alias(field) for field, listed in raw.names.items() if field in raw.rows.columns]
     return raw.rows.sort("index").with_columns(names).drop("body", "index").to_dicts()
 
@@ -38,12 +43,12 @@ def refusal(
     payload: bytes, content_type: str = "application/json", encoding: str = "", limits: DecodeLimits = LIMITS
 ) -> tuple[int, str, str]:
     with pytest.raises(Refusal) as caught:
-        decode(payload, content_type, encoding, limits)
+        decode(unpacked(payload, encoding, limits), content_type, limits)
     return caught.value.status, caught.value.code, str(caught.value)
 
 
 def refused(payload: bytes, content_type: str = "application/json") -> list[tuple[int, str, str]]:
-    return [(each.index, each.field, each.reason) for each in decode(payload, content_type, "", LIMITS).refused]
+    return [(each.index, each.field, each.reason) for each in decode(payload, content_type, LIMITS).refused]
 
 
 def many(**changed) -> list[dict]:
@@ -86,7 +91,7 @@ def test_large_bodies_in_each_form_take_the_fast_way_and_are_the_same(separators
     lines = "\n".join(json.dumps(each, separators=separators) for each in events).encode()
     forms = [(array, "application/json"), (wrapped, "application/json"), (lines, "application/x-ndjson"), (lines + b"\n", "")]
     forms.append((lines.replace(b"\n", b"\r\n"), "application/ndjson"))
-    assert {decode(*form, "", LIMITS).shape[0] for form in forms} == {"frame"}
+    assert {decode(*form, LIMITS).shape[0] for form in forms} == {"frame"}
     assert all(rows(*form) == rows(array) for form in forms)
 
 
@@ -177,7 +182,7 @@ def test_a_bad_event_costs_no_good_one(form):
     payload = ("[" + ",".join(texts) + "]") if form == "array" else "\n".join(texts)
     content_type = "application/json" if form == "array" else "application/x-ndjson"
     assert refused(payload.encode(), content_type) == [(2 * i, *cause) for i, cause in enumerate(bad.values())]
-    body = decode(payload.encode(), content_type, "", LIMITS)
+    body = decode(payload.encode(), content_type, LIMITS)
     assert body.indexes == list(range(1, 2 * len(bad), 2))
     assert [each.event for each in body.refused] == list(bad)
     assert {each.device for each in body.refused[1:-2]} == {"d"}
@@ -192,7 +197,7 @@ def test_bytes_that_are_no_text_cost_one_event():
 
 def test_integers_are_exact_to_the_last_bit_and_no_further():
     values = [2**53 - 1, 2**53, 2**53 + 1, 2**64 - 1, -(2**53) - 1, 2**64, 10**400, -(2**63) - 1, True, 1e19]
-    body = decode(json.dumps([{**GOOD, "value": value} for value in values]).encode(), "application/json", "", LIMITS)
+    body = decode(json.dumps([{**GOOD, "value": value} for value in values]).encode(), "application/json", LIMITS)
     raw, huge = coded([body], [ARRIVAL])
     assert [(index, event.value) for _, index, event in huge] == [(5, 2**64), (6, 10**400), (7, -(2**63) - 1)]
     assert raw.rows["exact"].to_list() == [None, 2**53, 2**53 + 1, 2**64 - 1, None, None, None]
@@ -212,7 +217,7 @@ def test_bodies_of_different_forms_become_one_frame_in_their_order():
         (stream(device=["r7", "r1"], metric=["in_octets"] * 2, value=[1, 2**60 + 1]), ARROW),
         (json.dumps(many(timestamp="2026-01-01T00:00:00Z")).encode(), "application/json"),
     ]
-    raw, _ = coded([decode(*form, "", LIMITS) for form in forms], [ARRIVAL] * 4)
+    raw, _ = coded([decode(*form, LIMITS) for form in forms], [ARRIVAL] * 4)
     assert raw.rows["body"].to_list() == [0] * 200 + [1] * 2 + [2] * 2 + [3] * 200
     devices = raw.names["device"].gather(raw.rows["device"]).to_list()
     assert devices[198:206] == ["r198", "r199", "r1", "r1", "r7", "r1", "r0", "r1"]
@@ -234,7 +239,7 @@ def test_the_number_of_events_is_bounded(form, limit):
     payload = payload.encode() if isinstance(payload, str) else payload
     limits = LIMITS._replace(body_events_max=limit)
     if limit == 200:
-        assert decode(payload, content_type, "", limits).events == 200
+        assert decode(payload, content_type, limits).events == 200
     else:
         assert refusal(payload, content_type, limits=limits)[:2] == (413, "too_many_events")
 
@@ -275,7 +280,7 @@ def test_values_of_any_numeric_type(number):
 def test_times_of_any_type_mean_the_same_moment(times):
     from pipeline.core.validate import Limits, validate
 
-    body = decode(stream(device=["d"], metric=["m"], value=[1.0], timestamp=times), ARROW, "", LIMITS)
+    body = decode(stream(device=["d"], metric=["m"], value=[1.0], timestamp=times), ARROW, LIMITS)
     events = validate(coded([body], [ARRIVAL])[0], ARRIVAL, Limits()).events
     assert events.rows["event_time"].to_list() == [1_767_225_600_056_000]
 
@@ -307,7 +312,7 @@ def test_nulls_of_arrow_are_absent_fields():
 
 def test_a_dictionary_may_repeat_a_name_or_hold_a_null():
     odd = pa.DictionaryArray.from_arrays(pa.array([0, 1, 2, None]), pa.array(["d", None, "d"]))
-    raw, _ = coded([decode(stream(device=odd, metric=["m"] * 4, value=[1.0] * 4), ARROW, "", LIMITS)], [ARRIVAL])
+    raw, _ = coded([decode(stream(device=odd, metric=["m"] * 4, value=[1.0] * 4), ARROW, LIMITS)], [ARRIVAL])
     assert raw.rows["device"].to_list() == [0, None, 0, None] and raw.names["device"].to_list() == ["d"]
 
 
@@ -315,7 +320,7 @@ def test_names_of_a_dictionary_that_no_row_has_are_not_looked_at():
     """They cost their sender's bytes, and would cost everybody's time."""
     codes = pa.array([7, None, 9_000, 7], pa.int32())
     tags = pa.DictionaryArray.from_arrays(codes, pa.array([f'{{"a":"{n}"}}' for n in range(10_000)]))
-    raw, _ = coded([decode(stream(device=["d"] * 4, metric=["m"] * 4, value=[1.0] * 4, tags=tags), ARROW, "", LIMITS)], [ARRIVAL])
+    raw, _ = coded([decode(stream(device=["d"] * 4, metric=["m"] * 4, value=[1.0] * 4, tags=tags), ARROW, LIMITS)], [ARRIVAL])
     assert raw.rows["tags"].to_list() == [0, None, 1, 0] and raw.names["tags"].to_list() == ['{"a":"7"}', '{"a":"9000"}']
 
 
@@ -332,7 +337,7 @@ def test_dictionaries_of_narrow_codes_may_have_more_names_together_than_these_ca
         with ipc.new_stream(sink, batch(0).schema) as writer:
             for first in firsts:
                 writer.write_batch(batch(first))
-        return decode(sink.getvalue(), ARROW, "", LIMITS)
+        return decode(sink.getvalue(), ARROW, LIMITS)
 
     for bodies in ([body(0, 100)], [body(0), body(100)]):
         raw, _ = coded(bodies, [ARRIVAL] * len(bodies))
@@ -414,7 +419,7 @@ def test_a_body_of_very_many_values_is_refused_before_they_are_made():
 
 def test_an_event_of_very_many_tags_costs_itself_alone():
     many = {**GOOD, "tags": {str(i): "" for i in range(1001)}}
-    body = decode(json.dumps([GOOD, many]).encode(), "application/json", "", LIMITS)
+    body = decode(json.dumps([GOOD, many]).encode(), "application/json", LIMITS)
     assert (body.count, [(each.index, each.field, each.reason) for each in body.refused]) == (1, [(1, "tags", "too_many")])
 
 
@@ -426,6 +431,6 @@ def test_an_arrow_stream_that_is_cut_or_damaged_is_refused_and_never_crashes():
         for _ in range(rng.integers(1, 4)):
             damaged[rng.integers(len(damaged))] = rng.integers(256)
         try:
-            coded([decode(bytes(damaged), ARROW, "", LIMITS)], [ARRIVAL])
+            coded([decode(bytes(damaged), ARROW, LIMITS)], [ARRIVAL])
         except Refusal as refusal:
             assert refusal.status in (400, 413, 422)

@@ -30,11 +30,11 @@ def arrow(*batches: list[dict]) -> Body:
     with pa.ipc.new_stream(sink, schema) as writer:
         for rows in batches:
             writer.write_batch(pa.RecordBatch.from_pylist(rows, schema=schema))
-    return decode(sink.getvalue().to_pybytes(), "application/vnd.apache.arrow.stream", "", DecodeLimits())
+    return decode(sink.getvalue().to_pybytes(), "application/vnd.apache.arrow.stream", DecodeLimits())
 
 
 def large_json(rows: list[dict]) -> Body:
-    body = decode(json.dumps(rows).encode(), "application/json", "", DecodeLimits())
+    body = decode(json.dumps(rows).encode(), "application/json", DecodeLimits())
     assert body.shape[0] == "frame"  # the fast way
     return body
 
