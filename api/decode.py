@@ -263,5 +263,3 @@ def _taken(events: list[Event], indexes: list[int] | None, refused: tuple[Refuse
     if not events and not refused:
         raise Refusal(422, "no_events", "the body holds no event")
     return Body(_SHAPE, events, len(events), indexes, refused)
-
-

@@ -352,5 +352,3 @@ def _outcomes(events: pl.DataFrame, refused: pl.DataFrame, bodies: int) -> list[
     for body, index, field, reason in shown.iter_rows():
         errors[body].append((index, field, reason))
     return [Outcome(*each) for each in zip(accepted, rejected, errors, strict=True)]
-
-

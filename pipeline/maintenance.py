@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import NamedTuple
 
 from apscheduler.job import Job
 from apscheduler.schedulers.background import BackgroundScheduler
@@ -32,6 +33,14 @@ from pipeline.stores.tables import SIDE_TABLES
 log = logging.getLogger("maintenance")
 
 LEASE = "maintenance"
+CLEAN_EVERY = 10  # turns
+
+
+class Done(NamedTuple):
+    """How one task went."""
+
+    well: bool
+    made: int = 0
 
 
 class Maintenance:
@@ -47,6 +56,7 @@ class Maintenance:
         self._looks: list[Job] = []
         self._stopping = threading.Event()
         self._token: int | None = None
+        self._turns_until_clean = CLEAN_EVERY
 
     def stop(self) -> None:
         self._stopping.set()
@@ -63,10 +73,11 @@ class Maintenance:
                  (self._look_at_books, self._settings.books_interval_seconds))  # fmt: skip
         jobs = [
             scheduler.add_job(job, "interval", seconds=interval, coalesce=True, max_instances=1, misfire_grace_time=None)
-            for job, interval in (*looks, (self._tidy, seconds), (self._clean, 10 * seconds))
+            for job, interval in (*looks, (self._tidy, seconds), (self._clean, seconds))
         ]
         self._looks = jobs[: len(looks)]
-        scheduler.add_job(self._catalog, "date")
+        # Again and again: it may fail at first, and somebody may delete the file. One that is as it should be costs milliseconds.
+        scheduler.add_job(self._catalog, "interval", seconds=seconds, next_run_time=datetime.now(UTC), max_instances=1)
         scheduler.start()
         try:
             while not self._stopping.is_set():
@@ -111,24 +122,32 @@ class Maintenance:
         lake = Lake(self._settings.lake, self._settings.commit_retries_max)
         gone = 0
         for table in (*SIDE_TABLES, "aggregates"):
-            merged = self._attempt(lake.compact, table, self._settings.compact_files_min) or 0
+            merged = self._attempt(lake.compact, table, self._settings.compact_files_min).made
             metrics.FILES_COMPACTED.labels(table).inc(merged)
             gone += merged
-        series = self._attempt(lake.refresh_series, self._semantics)
+        series = self._attempt(lake.refresh_series, self._semantics).made
         if gone:
             log.info("merged %d files; %s series; %.2f s", gone, series, time.monotonic() - began)
 
     def _clean(self) -> None:
-        """Expire old days, drop files nobody needs, shorten the logs."""
+        """Every tenth turn, and in the next one what failed: expire old days, drop files nobody needs, shorten the logs."""
         if self._token is None:
+            return
+        self._turns_until_clean -= 1
+        if self._turns_until_clean > 0:
             return
         lake = Lake(self._settings.lake, self._settings.commit_retries_max)
         oldest = datetime.now(UTC) - timedelta(days=self._settings.retention_days)
+        done = []
         for table in (*SIDE_TABLES, "aggregates", "series"):
             if table != "series":
-                self._attempt(lake.expire, table, oldest)
-            self._attempt(lake.checkpoint, table)
-            metrics.FILES_VACUUMED.labels(table).inc(self._attempt(lake.vacuum, table, self._settings.vacuum_retention_hours) or 0)
+                done.append(self._attempt(lake.expire, table, oldest))
+            done.append(self._attempt(lake.checkpoint, table))
+            vacuumed = self._attempt(lake.vacuum, table, self._settings.vacuum_retention_hours)
+            metrics.FILES_VACUUMED.labels(table).inc(vacuumed.made)
+            done.append(vacuumed)
+        if all(each.well for each in done):
+            self._turns_until_clean = CLEAN_EVERY
 
     def _look_at_redis(self) -> None:
         self._look(self._gauges.look_at_redis)
@@ -146,15 +165,15 @@ class Maintenance:
     def _catalog(self) -> None:
         self._attempt(write_catalog, Path(self._settings.data_dir) / "catalog.duckdb")
 
-    def _attempt(self, job, *arguments):
+    def _attempt(self, job: Callable[..., int | None], *arguments: object) -> Done:
         """Run one job; what fails is said and tried again next time: a lake that is away must not end the process."""
         name = job.__name__
         what = " ".join([name, *(each for each in arguments if isinstance(each, str))])  # with its table: one may fail, the next not
         try:
             with metrics.HOUSEKEEPING_SECONDS.labels(name).time():
-                done = job(*arguments)
+                made = job(*arguments)
             self.health.worked(what)
-            return done
+            return Done(True, made or 0)
         except PipelineError as error:
             why = str(error)
         except Exception as error:
@@ -162,4 +181,4 @@ class Maintenance:
         metrics.HOUSEKEEPING_FAILURES.labels(name).inc()
         self.health.failed(what, why, COMMIT_PATIENCE_SECONDS)
         log.warning("%s: %s", what, why)
-        return None
+        return Done(False)

@@ -387,5 +387,3 @@ def test_partitions_are_apart(world, token):
     assert (log.load(0)[0], log.load(1)[0]) == (5, 3)
     assert sorted(log.standing([0, 1])["device"].cast(pl.String)) == ["r1", "r2"]
     assert [found["n"] for found in world.transitions()] == [0, 1]
-
-
