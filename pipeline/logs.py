@@ -9,12 +9,14 @@ from __future__ import annotations
 import atexit
 import json
 import logging
+import os
 import sys
 import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
+from typing import TextIO
 
 import structlog
 
@@ -66,6 +68,11 @@ def configure(role: str, form: str, level: str, *, managed: bool, more: Callable
 def line(role: str, event: str, level: str = "info") -> str:
     """One JSON object as `configure` writes it, for who prints by himself."""
     return _dumps({"time": datetime.now(UTC).isoformat(timespec="milliseconds"), "level": level, "role": role, "event": event})
+
+
+def let_go(stream: TextIO) -> None:
+    """Whoever read this stream is gone, as `head` is when it had enough: what is still written to it goes nowhere."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def _dumps(event: dict, **_: object) -> str:

@@ -87,13 +87,23 @@ class Supervisor:
         self._printing = threading.Lock()
 
     def say(self, role: str, text: str, level: str = "info") -> None:
-        """One line, with the time and the role that says it; as JSON, an object that a role wrote as it is."""
+        """One line, with the time and the role that says it; as JSON, an object that a role wrote as it is.
+
+        Where it cannot be written, on a full disk, there is a line less: a role whose lines nobody takes would stand still.
+        Where whoever read them is gone, all is stopped.
+        """
         if self._settings.log_format == "text":
             told = f"{datetime.now(UTC):%H:%M:%S} {role:<11} {text}"
         else:
             told = text if text.startswith('{"time": ') else logs.line(role, text, level)
         with self._printing:
-            print(told, file=self._out, flush=True)
+            try:
+                print(told, file=self._out, flush=True)
+            except BrokenPipeError:
+                logs.let_go(self._out)
+                self._stopping.set()
+            except OSError:
+                pass
 
     def run(self) -> int:
         """Run until SIGINT, SIGTERM or the duration; the exit code. Invalid: what stands in the way, and the remedy."""
