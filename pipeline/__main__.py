@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import logging
 import os
@@ -23,6 +24,8 @@ ROLES = ("simulator", "ingest", "worker", "notifier", "maintenance")
 def main(arguments: Sequence[str] | None = None) -> int:
     """Parse, run, and turn what a user can mend into one line and exit code 2."""
     _tune_polars()
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # strangers name devices, and a terminal may know less than Unicode
     args = _parser().parse_args(arguments)
     try:
         return args.func(args)
@@ -330,7 +333,7 @@ def _rules_rollback(args: argparse.Namespace) -> int:
 
 def _alerts(args: argparse.Namespace) -> int:
     from pipeline.core.rules import SEVERITIES
-    from pipeline.notifier import describe, printable
+    from pipeline.notifier import describe
     from pipeline.stores.alertlog import AlertLog
     from pipeline.stores.connection import connect
 
@@ -340,7 +343,7 @@ def _alerts(args: argparse.Namespace) -> int:
     for row in rows:
         row["severity"] = SEVERITIES[row["severity"] - 1]
         row["phase"] = "firing" if row.pop("firing") else "pending"
-        print(json.dumps(row) if args.json else printable(f"{row['phase']:8} {describe(row)}"))
+        print(json.dumps(row) if args.json else f"{row['phase']:8} {describe(row)}")
     if not rows and not args.json:
         print("nothing fires")
     return 0

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import logging
-import sys
 import threading
 import time
 from datetime import UTC, datetime
@@ -65,12 +64,6 @@ def describe(transition: dict) -> str:
     return f"{word:8} {transition['rule']}  {place}  {how}  since {since(transition['since'])}"
 
 
-def printable(line: str) -> str:
-    """What standard output can encode: strangers name devices, and a terminal may know less than Unicode."""
-    encoding = sys.stdout.encoding or "utf-8"
-    return line.encode(encoding, "backslashreplace").decode(encoding)
-
-
 def duration(microseconds: int) -> str:
     """A length of time as a person reads it."""
     seconds = microseconds / 1e6
@@ -96,7 +89,7 @@ class ConsoleSink:
             line = describe(transition)
             if self._colour:
                 line = f"{self._COLOURS.get(line.split()[0], '')}{line}\x1b[0m"
-        print(printable(line), flush=True)
+        print(line, flush=True)
 
 
 class Notifier:

@@ -218,9 +218,9 @@ def _form(args: argparse.Namespace) -> dict[str, Any]:
 
 def write_json(answer: Answer, out: TextIO) -> None:
     """An array of objects, one a line."""
-    begin = "["
+    begin, unicode = "[", (out.encoding or "utf-8").lower() == "utf-8"
     for row in answer.rows():
-        out.write(begin + "\n" + json.dumps(dict(zip(answer.names, map(_jsonable, row), strict=True)), ensure_ascii=False))
+        out.write(begin + "\n" + json.dumps(dict(zip(answer.names, map(_jsonable, row), strict=True)), ensure_ascii=not unicode))
         begin = ","
     out.write("[]\n" if begin == "[" else "\n]\n")
 

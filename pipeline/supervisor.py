@@ -190,18 +190,20 @@ class Supervisor:
                 number = len([each for each in self._processes if each.metrics])
                 listener = ops.listener_of(settings, settings.metrics_port + number if settings.metrics_port else 0)
                 process.metrics, descriptor = listener, listener.fileno()
-                process.readyz = f"http://{host_of(settings.metrics_host)}:{listener.getsockname()[1]}/readyz"
+                address = f"{host_of(settings.metrics_host)}:{listener.getsockname()[1]}"
+                process.readyz = f"http://{address}/readyz"
                 process.descriptors += (descriptor,)
                 process.command += ["--metrics-fd", str(descriptor)]
-                targets.append({"targets": [f"{settings.metrics_host}:{listener.getsockname()[1]}"], "labels": {"role": process.role}})
+                targets.append({"targets": [address], "labels": {"role": process.role}})
             elif process.role == "ingest":
-                process.readyz = f"{self._scheme}://{host_of(settings.api_host)}:{api_port}/readyz"
+                address = f"{host_of(settings.api_host)}:{api_port}"
+                process.readyz = f"{self._scheme}://{address}/readyz"
                 scheme = {} if self._scheme == "http" else {"__scheme__": self._scheme}
-                targets.append({"targets": [f"{settings.api_host}:{api_port}"], "labels": {"role": "ingest", **scheme}})
+                targets.append({"targets": [address], "labels": {"role": "ingest", **scheme}})
         (self._data / TARGETS).write_text(json.dumps(targets, indent=2) + "\n")
 
     def _banner(self, port: int) -> None:
-        url = f"{self._scheme}://{self._settings.api_host}:{port}"
+        url = f"{self._scheme}://{host_of(self._settings.api_host)}:{port}"
         python = Path(sys.executable).parent / "telemetry"
         command = f"{python.relative_to(Path.cwd())}" if python.is_relative_to(Path.cwd()) else "telemetry"
         data = "" if self._data == Path("data") else f" --data {self._data}"

@@ -96,13 +96,13 @@ class Clock:
 
 def plan_fleet(options: SimulateOptions) -> tuple[Fleet, int]:
     """The fleet and its poll interval in ms. UserError for sizes that make no sense."""
-    least = {"sites": 1, "interfaces": 0, "devices": 1, "body_events": 1, "concurrency": 1}
+    least = {"sites": 1, "interfaces": 0, "devices": 1, "body_events": 1, "concurrency": 1, "interval_seconds": 0.001}
     for name, limit in least.items():
         if (value := getattr(options, name)) is not None and value < limit:
-            raise UserError(f"--{name.replace('_', '-')} {value}: must be at least {limit}")
-    for name in ("interval_seconds", "speed", "rate"):
+            raise UserError(f"--{name.removesuffix('_seconds').replace('_', '-')} {value}: must be at least {limit}")
+    for name in ("speed", "rate"):
         if (value := getattr(options, name)) is not None and value <= 0:
-            raise UserError(f"--{name.removesuffix('_seconds')} {value}: must be above 0")
+            raise UserError(f"--{name} {value}: must be above 0")
     devices, interval = options.devices or 20, options.interval_seconds
     if options.rate and options.devices is None:
         devices = max(1, round(options.rate * interval / options.speed / series_per_device(options.interfaces)))

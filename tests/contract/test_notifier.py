@@ -8,6 +8,7 @@ import time
 
 import pytest
 
+from pipeline.__main__ import main
 from pipeline.notifier import ACKNOWLEDGE_SECONDS, ConsoleSink, Notifier
 from pipeline.stores import connection as keys
 from pipeline.stores.alertlog import NAMED, AlertLog, AlertReader
@@ -137,5 +138,7 @@ def test_a_name_that_the_console_cannot_show_is_escaped_and_stops_nobody(monkeyp
     """Else it would end the notifier again after each restart, as what was not acknowledged comes first."""
     out = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
     monkeypatch.setattr("sys.stdout", out)
+    with pytest.raises(SystemExit):
+        main(["notify", "--help"])  # each command has its output escape what it does not know
     ConsoleSink().deliver(TRANSITION | {"device": "köln→1\ud800", "time": 0, "value": 1.0, "bound": 0.0})
     assert b"hot  k\\xf6ln\\u21921\\ud800 cpu  1 > 0" in out.buffer.getvalue()

@@ -115,6 +115,8 @@ def test_a_rate_sizes_the_fleet_or_the_interval():
         assert fleet.series.height / interval_ms * 1000 * options.speed == pytest.approx(options.rate, rel=0.1)
     with pytest.raises(UserError, match="--devices 0: must be at least 1"):
         plan_fleet(SimulateOptions(devices=0))
+    with pytest.raises(UserError, match=r"--interval 1e-09: must be at least 0\.001"):
+        plan_fleet(SimulateOptions(interval_seconds=1e-9))
 
 
 @pytest.mark.parametrize("number", ["nan", "inf", "-inf", "1e300", "many"])

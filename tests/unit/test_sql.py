@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import io
 import json
+import os
 import subprocess
 import sys
 from collections import Counter
@@ -125,6 +126,18 @@ def test_the_command_answers_in_the_form_asked_for(lake, capsys, tmp_path, monke
     monkeypatch.setattr("sys.stdin", io.StringIO("SELECT count(*) AS n FROM devices;"))
     assert telemetry("sql", *where) == 0
     assert capsys.readouterr().out == "n\n0\n"
+
+
+@pytest.mark.parametrize(("form", "read"), [([], str), (["--json"], json.loads)])
+def test_output_that_knows_less_than_unicode_gets_escapes(lake, form, read):
+    """Strangers name devices. JSON stays JSON."""
+    done = subprocess.run(
+        [sys.executable, "-m", "pipeline", "sql", "--data", str(lake), *form, "SELECT 'Zürich-☃' AS device"],
+        capture_output=True, text=True, timeout=30, check=False, env=os.environ | {"PYTHONIOENCODING": "ascii"},
+    )  # fmt: skip
+    assert (done.returncode, done.stderr) == (0, "")
+    told = read(done.stdout)
+    assert told == [{"device": "Zürich-☃"}] if form else "Z\\xfcrich-\\u2603" in told
 
 
 def test_what_duckdb_refuses_is_one_line_and_exit_code_1(lake, capsys):
