@@ -11,7 +11,7 @@ import redis
 from pipeline import metrics
 from pipeline.books import Ledger
 from pipeline.settings import Settings, semantics_of
-from pipeline.stores.connection import translated
+from pipeline.stores.connection import fullest_memory
 from pipeline.stores.lake import Lake
 from pipeline.stores.leases import Leases, live_members
 from pipeline.stores.reports import Reports
@@ -56,10 +56,9 @@ class Gauges:
 
     def look_at_redis(self) -> None:
         """Memory, workers, partitions without a holder."""
-        with translated():
-            memory = self._redis.info("memory")
-        metrics.REDIS_MEMORY_USED.set(memory["used_memory"])
-        metrics.REDIS_MEMORY_MAX.set(memory.get("maxmemory", 0))
+        memory = fullest_memory(self._redis)
+        metrics.REDIS_MEMORY_USED.set(memory.used)
+        metrics.REDIS_MEMORY_MAX.set(memory.most)
         metrics.WORKERS_LIVE.set(len(live_members(self._redis, self._settings.lease_ms)))
         holders = self._leases.holders(self._settings.partitions)
         metrics.PARTITIONS_UNHELD.set(sum(owner is None for owner in holders.values()))

@@ -104,8 +104,8 @@ BOOKS_REPEATED = Gauge("pipeline_books_repeated_events", "Of these, repeated", r
 BOOKS_DEAD_LETTERED = Gauge("pipeline_books_dead_lettered_events", "Of these, set aside", registry=LEADER)
 BOOKS_IN_FLIGHT = Gauge("pipeline_books_in_flight_events", "Of these, in open windows or not read yet", registry=LEADER)
 BOOKS_IMBALANCE = Gauge("pipeline_books_imbalance_events", "Accepted events that are none of these: 0, or a defect", registry=LEADER)
-REDIS_MEMORY_USED = Gauge("pipeline_redis_memory_used_bytes", "Memory that Redis uses", registry=LEADER)
-REDIS_MEMORY_MAX = Gauge("pipeline_redis_memory_max_bytes", "Memory that Redis may use; 0: no limit is set", registry=LEADER)
+REDIS_MEMORY_USED = Gauge("pipeline_redis_memory_used_bytes", "Memory that Redis uses; of a cluster, the fullest node", registry=LEADER)
+REDIS_MEMORY_MAX = Gauge("pipeline_redis_memory_max_bytes", "Memory that it may use; 0: no limit is set", registry=LEADER)
 
 # What a stranger writes into a stream may say anything: a reason that is none of these is `other`.
 REASONS = frozenset(

@@ -10,7 +10,7 @@ from pipeline.core.admission import OPEN, STATES, worst
 from pipeline.core.fleet import SHOWN_MAX
 from pipeline.settings import Settings
 from pipeline.stores.admission import DECIDE_SECONDS, Decisions, standing
-from pipeline.stores.connection import now_seconds, translated
+from pipeline.stores.connection import fullest_memory, now_seconds, translated
 from pipeline.stores.leases import Leases, live_members
 from pipeline.stores.reports import Reports
 from pipeline.stores.rulebook import Rulebook
@@ -23,7 +23,7 @@ def status(settings: Settings, client: redis.Redis) -> dict[str, Any]:
     """As JSON may hold it; times in seconds since the epoch, by Redis' clock. Unavailable: Redis is away."""
     with translated():
         now = now_seconds(client)
-        memory = client.info("memory")
+    memory = fullest_memory(client)
     partitions = range(settings.partitions)
     holders = Leases(client, "status", settings.lease_ms).holders(settings.partitions)
     backlog = Streams(client).backlog(partitions)
@@ -52,7 +52,7 @@ def status(settings: Settings, client: redis.Redis) -> dict[str, Any]:
         ],
         "workers": {name: workers.get(name) for name in sorted({*live_members(client, settings.lease_ms), *workers})},
         "fleet": _fleet([said["fleet"] for said in workers.values()]),
-        "redis": {"memory_bytes": memory["used_memory"], "memory_max_bytes": memory.get("maxmemory", 0)},
+        "redis": {"memory_bytes": memory.used, "memory_max_bytes": memory.most},
         "rules_version": Rulebook(client).version(),
         "books": leader.get("books"),
     }

@@ -11,7 +11,7 @@ from redis.exceptions import ResponseError
 from pipeline.doctor.finding import Finding, graded
 from pipeline.errors import Invalid
 from pipeline.settings import Settings
-from pipeline.stores.connection import PARTITIONS, check_server, now_seconds, redact, server_version, translated
+from pipeline.stores.connection import PARTITIONS, Memory, check_server, memory_of, now_seconds, redact, servers, translated
 
 MEMORY_WARN, MEMORY_BAD = 0.75, 0.9
 CLOCK_WARN_SECONDS, CLOCK_BAD_SECONDS = 1.0, 30.0
@@ -26,28 +26,30 @@ def examine(settings: Settings, client: redis.Redis) -> Iterator[Finding]:
         yield Finding("redis", "bad", str(error))
         warnings = []
     with translated():
-        version = server_version(client)
-        info = client.info()
-        fsync = _config(client, "appendfsync")
+        nodes = {_name(server): (server.info(), _config(server, "appendfsync")) for server in servers(client)}
         partitions = client.get(PARTITIONS)
         before = time.time()
         there = now_seconds(client)
         after = time.time()
-    name = f"{info.get('server_name', 'redis')} {info.get('redis_version')}"
-    if version < (7, 0):
-        text = f"{name}: a worker cannot settle while its memory is full"
-        yield Finding("redis", "warn", text, "7.0 or newer (or Valkey) lets it")
-    else:
-        yield Finding("redis", "ok", f"{name} at {redact(settings.redis_url or '')}")
+    info, _ = next(iter(nodes.values()))
+    version = f"{info.get('server_name', 'redis')} {info.get('redis_version')}"
+    yield Finding("redis", "ok", f"{version} at {redact(settings.redis_url or '')}")
     for warning in warnings:
         yield Finding("redis", "warn", warning)
-    if not warnings:
-        yield _durability(info, fsync)
-    yield _memory(info)
+    for name, (info, fsync) in nodes.items():
+        which = f"node {name}: " if len(nodes) > 1 else ""
+        if not warnings:
+            yield _durability(which, info, fsync)
+        yield _memory(which, memory_of(info))
     yield _clock((before + after) / 2 - there, settings.future_skew_max_seconds)
     if partitions is not None and int(partitions) != settings.partitions:
         text = f"its streams have {int(partitions)} partitions, not PIPELINE_PARTITIONS={settings.partitions}"
         yield Finding("redis", "bad", text, "set that, or use another Redis")
+
+
+def _name(server: redis.Redis) -> str:
+    address = server.connection_pool.connection_kwargs
+    return f"{address.get('host')}:{address.get('port')}"
 
 
 def _config(client: redis.Redis, name: str) -> str:
@@ -57,23 +59,22 @@ def _config(client: redis.Redis, name: str) -> str:
         return "unknown"
 
 
-def _durability(info: dict, fsync: str) -> Finding:
+def _durability(which: str, info: dict, fsync: str) -> Finding:
     if info.get("aof_last_write_status", "ok") != "ok":
-        return Finding("redis", "bad", "it cannot write its append-only file", "look at its disk and its log")
+        return Finding("redis", "bad", f"{which}it cannot write its append-only file", "look at its disk and its log")
     if fsync == "no":
-        text = "appendfsync no: a power cut loses up to half a minute of what was accepted"
+        text = f"{which}appendfsync no: a power cut loses up to half a minute of what was accepted"
         return Finding("redis", "warn", text, "`redis-cli config set appendfsync everysec`")
     lost = {"always": ": a power cut loses nothing", "everysec": ": a power cut loses up to a second"}.get(fsync, "")
-    return Finding("redis", "ok", f"append-only file, appendfsync {fsync}{lost}")
+    return Finding("redis", "ok", f"{which}append-only file, appendfsync {fsync}{lost}")
 
 
-def _memory(info: dict) -> Finding:
-    used, most = info["used_memory"], info.get("maxmemory", 0)
-    if not most:
-        text = f"memory: {used / _MB:.0f} MB, and no limit: it grows until the machine is full"
+def _memory(which: str, memory: Memory) -> Finding:
+    if not memory.most:
+        text = f"{which}memory: {memory.used / _MB:.0f} MB, and no limit: it grows until the machine is full"
         return Finding("redis", "warn", text, "`redis-cli config set maxmemory 1gb`, or what the machine has to spare")
-    text = f"memory: {used / _MB:.0f} of {most / _MB:.0f} MB; when it is full the API refuses"
-    return graded("redis", used / most, MEMORY_WARN, MEMORY_BAD, text, "start more workers, or raise maxmemory")
+    text = f"{which}memory: {memory.used / _MB:.0f} of {memory.most / _MB:.0f} MB; when it is full the API refuses"
+    return graded("redis", memory.share, MEMORY_WARN, MEMORY_BAD, text, "start more workers, or raise maxmemory")
 
 
 def _clock(ahead_seconds: float, skew_max_seconds: float) -> Finding:

@@ -16,7 +16,7 @@ import redis.asyncio
 
 from pipeline.core.admission import Decision, Demand, Limits, Signals, decide, read_rate
 from pipeline.stores import connection as keys
-from pipeline.stores.connection import GROUP, script, translated
+from pipeline.stores.connection import GROUP, memory_of, script, translated
 from pipeline.stores.reports import REPORT_SECONDS_MAX, recent
 from pipeline.stores.streams import backlog_of
 
@@ -140,7 +140,7 @@ def next_decisions(
 def memory_share(memory: Mapping[str, Any]) -> float:
     """How much of its limit Redis has in use; 0 where it has none."""
     infos = [each for each in memory.values() if isinstance(each, dict)] or [memory]  # a cluster tells node by node
-    return max((each["used_memory"] / each["maxmemory"] for each in infos if each.get("maxmemory")), default=0.0)
+    return max(memory_of(each).share for each in infos)
 
 
 def slowest_commit(reports: Mapping[str, dict]) -> float:

@@ -9,10 +9,10 @@ import os
 import random
 import re
 import socket
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import redis
 import redis.asyncio
@@ -271,6 +271,28 @@ def servers(client: redis.Redis | Cluster) -> list[redis.Redis]:
     """A client of each server that takes writes: the one, or the primaries of a cluster."""
     with translated():
         return client.nodes() if isinstance(client, Cluster) else [client]
+
+
+class Memory(NamedTuple):
+    """Of one server, in bytes; `most` 0: it has no limit."""
+
+    used: int
+    most: int
+
+    @property
+    def share(self) -> float:
+        return self.used / self.most if self.most else 0.0
+
+
+def memory_of(info: Mapping[str, Any]) -> Memory:
+    """As a server's INFO tells it."""
+    return Memory(info["used_memory"], info.get("maxmemory", 0))
+
+
+def fullest_memory(client: redis.Redis | Cluster) -> Memory:
+    """Of that server which is nearest to its limit: where a cluster refuses events first."""
+    with translated():
+        return max((memory_of(server.info("memory")) for server in servers(client)), key=lambda each: (each.share, each.used))
 
 
 def _check_one(client: redis.Redis) -> list[str]:

@@ -6,6 +6,7 @@ import asyncio
 
 import pytest
 
+from pipeline.doctor.server import examine
 from pipeline.errors import Invalid, Unavailable
 from pipeline.stores import connection as keys
 from pipeline.stores.alertlog import NAMED, AlertLog, AlertReader
@@ -164,6 +165,25 @@ def test_start_refuses_a_redis_that_may_evict(client):
     finally:
         client.config_set("maxmemory-policy", "noeviction")
     assert check_server(client) == []
+
+
+def test_the_memory_of_the_fullest_server_is_told(stack, client):
+    """That one refuses events first; the doctor looks at each."""
+    servers = keys.servers(client)
+    before = [server.config_get("maxmemory")["maxmemory"] for server in servers]
+    try:
+        for number, server in enumerate(reversed(servers)):
+            server.config_set("maxmemory", 100_000_000 + number * 10**9)
+        fullest = keys.fullest_memory(client)
+        assert fullest.most == 100_000_000 and 0 < fullest.share < 0.5
+        servers[-1].config_set("maxmemory", servers[-1].info("memory")["used_memory"] + 100_000)
+        assert 0.9 < keys.fullest_memory(client).share < 1.1
+        found = [each for each in examine(stack.settings, client) if "memory: " in each.text]
+        assert len(found) == len(servers) and [each.mark for each in found][-1] == "bad"
+        assert ("node 127.0.0.1:" in found[-1].text) == (len(servers) > 1)
+    finally:
+        for server, most in zip(servers, before, strict=True):
+            server.config_set("maxmemory", most)
 
 
 @pytest.mark.parametrize("text", [b"1700000000000-0", b"1700000000000-1048575", b"0-1"])
