@@ -56,12 +56,11 @@ class Guest:
                 self.check_rate()
             self._bucket = Bucket(self._bucket.level - events, self._bucket.at_seconds)
 
-    def renewed(self, token: Token) -> Guest:
-        """The same guest with its token as it is kept now."""
-        guest = Guest(token)
-        if guest._bucket is not None and self._bucket is not None and token.rate == self.token.rate:
-            guest._bucket = self._bucket
-        return guest
+    def renew(self, token: Token) -> None:
+        """Its token is kept otherwise now. It stays the same guest: a request that is being answered gives back to it, too."""
+        if token.rate != self.token.rate:
+            self._bucket = None if token.rate is None else filled(token.rate, time.monotonic())
+        self.token, self.devices = token, token.devices
 
 
 ANYBODY = Guest()
@@ -160,8 +159,8 @@ class Door:
             return
         for identity in tokens.unreadable:
             _log.warning("what is kept of token %s cannot be read, and it is good for nothing: make another", identity[:12])
-        before = self._guests
-        self._guests = {
-            identity: before[identity].renewed(token) if identity in before else Guest(token) for identity, token in tokens.by_id.items()
-        }
+        before, self._guests = self._guests, {}
+        for identity, token in tokens.by_id.items():
+            self._guests[identity] = before.get(identity) or Guest(token)
+            self._guests[identity].renew(token)
         self._tokens = tokens

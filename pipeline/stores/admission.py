@@ -122,8 +122,12 @@ class Desk:
 
     async def _demands(self, now: float) -> dict[int, Demand]:
         found: dict[int, Demand] = {}
-        for said in recent(await self._redis.hgetall(DEMAND), now, DEMAND_SECONDS_MAX).values():
-            for partition, each in said["demand"].items():
+        kept = await self._redis.hgetall(DEMAND)
+        said = recent(kept, now, DEMAND_SECONDS_MAX)
+        if silent := {name.decode() for name in kept} - said.keys():
+            await self._redis.hdel(DEMAND, *silent)
+        for replica in said.values():
+            for partition, each in replica["demand"].items():
                 classes = {int(step): tuple(pair) for step, pair in each.pop("classes").items()}
                 found[int(partition)] = found.get(int(partition), Demand()).plus(Demand(classes, **each))
         return found
