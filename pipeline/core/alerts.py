@@ -1,8 +1,9 @@
 """Alerts as transitions: pending -> firing -> resolved, per rule and series, with hysteresis and a for-duration.
 
 A sample raises (beyond a bound), clears (within every clear level) or holds (between the two: the alert stays as it is).
-An alert is pending from the first sample that raises; it fires once it has stood for `for`, fires anew when it grows from
-warning to critical, and is resolved by the first sample that clears. One that clears while pending leaves no trace.
+An alert is pending from the first sample that raises; it fires with the first sample that raises once it has stood for `for`, fires
+anew when it grows from warning to critical, and is resolved by the first sample that clears. One that clears while pending leaves
+no trace.
 Judged in stream order, over event time: no clock, so that a replay finds the same transitions.
 """
 
@@ -82,7 +83,8 @@ def evaluate(samples: pl.DataFrame, active: pl.DataFrame) -> tuple[pl.DataFrame,
     )
     # Once an alert fires it fires until it clears, also when a new version of the rules asks for longer.
     mature = pl.col("latched") & (
-        (pl.col("time") - pl.col("since") >= pl.col("for_us")) & ~pl.col("known") | pl.col("firing").fill_null(False)
+        (pl.col("level") >= 1).fill_null(False) & (pl.col("time") - pl.col("since") >= pl.col("for_us")) & ~pl.col("known")
+        | pl.col("firing").fill_null(False)
     )
     firing = mature.cum_max().over("run") & pl.col("latched")
     none = pl.lit(0, pl.Int8)

@@ -60,10 +60,12 @@ def test_between_clear_and_bound_it_stays_as_it_is():
     assert transitions([6, 4, 6, 4, 3.5, 3, 4], upper=bounds) == [("firing", 1, 0, 0, 6), ("resolved", 1, 0, 5, 3)]
 
 
-def test_the_band_counts_for_the_for_duration():
-    """The alert stood all the time, so it fires, with the value that the sample has."""
-    found = transitions([6, 4, 4, 4], upper={"warning": 5, "clear": 3}, **{"for": "2s"})
-    assert found == [("pending", 1, 0, 0, 6), ("firing", 1, 0, 2, 4)]
+def test_in_the_band_time_goes_on_and_nothing_fires():
+    """One spike is no alert, wherever the values stay after it; the next sample beyond the bound fires at once if `for` has gone by."""
+    asked = {"upper": {"warning": 5, "clear": 3}, "for": "2s"}
+    assert transitions([6, 4, 4, 4], **asked) == [("pending", 1, 0, 0, 6)]
+    assert transitions([6, 4, 4, 4, 7, 4], **asked) == [("pending", 1, 0, 0, 6), ("firing", 1, 0, 4, 7)]
+    assert transitions([6, 4, 4, 4, 3, 7], **asked) == [("pending", 1, 0, 0, 6), ("pending", 1, 5, 5, 7)]
 
 
 def test_it_fires_anew_when_it_grows_to_critical():
@@ -129,7 +131,7 @@ def machine(samples, for_us):
             alert = None
             continue
         alert["severity"] = max(alert["severity"], found or 0)
-        if alert["fired"] or alert["time"] - alert["since"] >= for_us:
+        if alert["fired"] or ((found or 0) >= 1 and alert["time"] - alert["since"] >= for_us):
             if alert["severity"] > alert["fired"]:
                 out.append(("firing", alert["severity"], alert["since"], alert["time"], value))
                 alert["fired"] = alert["severity"]
