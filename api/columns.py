@@ -13,16 +13,16 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from api.decode import Body
-from api.models import Event
+from api.models import Loose
 from pipeline.core.validate import NAMES, RAW, Coded
 
-Lost = list[tuple[int, Event]]  # rows (by number) whose value no column can hold
+Lost = list[tuple[int, Loose]]  # rows (by number) whose value no column can hold
 
 _EXACT_FROM = 2**53
 _FAR_US = float(2**62)  # beyond any time that is accepted, and within Int64
 
 
-def coded(bodies: Sequence[Body], arrivals_us: Sequence[int]) -> tuple[Coded, list[tuple[int, int, Event]]]:
+def coded(bodies: Sequence[Body], arrivals_us: Sequence[int]) -> tuple[Coded, list[tuple[int, int, Loose]]]:
     """The events of all bodies in their order, and (body, index, event) of those whose integer is beyond 64 bits.
 
     An event without a time gets its body's arrival, each a microsecond after the one before: two samples of one series in
@@ -147,7 +147,7 @@ def _from_frames(frames: list[pl.DataFrame]) -> tuple[list[pl.Series], dict[str,
 # ---- structs of the exact way --------------------------------------------------------------------------------------------------
 
 
-def _from_events(lists: list[list[Event]]) -> tuple[list[pl.Series], dict[str, pl.Series], Lost]:
+def _from_events(lists: list[list[Loose]]) -> tuple[list[pl.Series], dict[str, pl.Series], Lost]:
     events = [event for events in lists for event in events] if len(lists) > 1 else lists[0]
     columns, names = [], {}
     for field in ("device", "interface", "metric"):
@@ -174,7 +174,7 @@ def _numbered(texts: list[str | None]) -> tuple[pl.Series, pl.Series]:
     return pl.Series(np.array(codes, np.uint32)), pl.Series(list(places), dtype=pl.String)
 
 
-def _values(events: list[Event]) -> tuple[list[pl.Series], Lost]:
+def _values(events: list[Loose]) -> tuple[list[pl.Series], Lost]:
     """The values as floats, integers that a float cannot hold also exactly; and those that 64 bits cannot hold."""
     told, lost = [event.value for event in events], []
     try:

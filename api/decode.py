@@ -6,8 +6,10 @@ event, so that each bad one is told by itself and costs no good one.
 
 from __future__ import annotations
 
+import contextlib
+import math
 import re
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import msgspec
@@ -15,7 +17,7 @@ import numpy as np
 
 from api.arrow import read_arrow
 from api.fast import ENVELOPE, fast_frame
-from api.models import Envelope, Event, Refusal, Refused
+from api.models import TIME_MS_MAX, Envelope, Event, Loose, Refusal, Refused
 
 FAST_BYTES_MIN = 4096
 _VALUES_PER_EVENT = 32  # on average, tags and unknown fields among them
@@ -36,6 +38,7 @@ class Body(NamedTuple):
 
     `indexes` are the places of the events in the body where some were set aside, else None: they are all there.
     `devices` are patterns of those that its sender may speak for, empty: all. `size`: bytes that it has when decompressed.
+    `texts`: of events that cannot but be refused later, as they were sent, by their places: what is set aside is to be mended.
     """
 
     shape: Hashable
@@ -45,6 +48,7 @@ class Body(NamedTuple):
     refused: tuple[Refused, ...] = ()
     devices: tuple[str, ...] = ()
     size: int = 0
+    texts: Mapping[int, str] = {}
 
     @property
     def events(self) -> int:
@@ -119,9 +123,13 @@ def _bounded(values: int, limits: DecodeLimits, per_event: int = 4) -> None:
 
 _EVENTS = msgspec.json.Decoder(list[Event])
 _EVENT = msgspec.json.Decoder(Event)
+_LOOSE_EVENTS = msgspec.json.Decoder(list[Loose])
+_LOOSE = msgspec.json.Decoder(Loose)
 _ENVELOPES = msgspec.json.Decoder(Envelope)
 _RAWS = msgspec.json.Decoder(list[msgspec.Raw])
 _SHAPE = ("events",)
+_NUMBER = re.compile(r"-?(?:0|[1-9]\d*)(\.\d+)?([eE][+-]?\d+)?", re.ASCII)
+_INTEGER_CHARS_MAX = 40  # a longer one is beyond 64 bits
 _NO_EVENT = "the body holds no event: send an object, an array of objects, or NDJSON"
 _MALFORMED = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 
@@ -150,9 +158,9 @@ def _exact_object(payload: bytes, limits: DecodeLimits) -> Body:
         raise _unparseable(error) from None
     else:
         if body.events is msgspec.UNSET:
-            return Body(_SHAPE, [body], 1)
+            return Body(_SHAPE, [body], 1) if _whole(body) else _sifted([body], None, (), limits, lambda: [payload])
         if body.events is not None:
-            return _taken(body.events, None, (), limits)
+            return _taken(body.events, limits)
     try:
         wrapped = _WRAPPERS.decode(payload)
     except msgspec.ValidationError:
@@ -168,9 +176,11 @@ def _exact_object(payload: bytes, limits: DecodeLimits) -> Body:
 
 def _exact_array(payload: bytes, limits: DecodeLimits) -> Body:
     try:
-        return _taken(_EVENTS.decode(payload), None, (), limits)
-    except msgspec.ValidationError:  # some event cannot be typed: which one, and why?
+        return _taken(_EVENTS.decode(payload), limits)
+    except msgspec.ValidationError:  # some event is no good one: which one, and why?
         _bounded(payload.count(b","), limits, per_event=16)
+        with contextlib.suppress(msgspec.ValidationError):
+            return _sifted(_LOOSE_EVENTS.decode(payload), None, (), limits, lambda: _RAWS.decode(payload))
     except UnicodeDecodeError:
         pass
     except _MALFORMED as error:
@@ -185,16 +195,14 @@ def _exact_array(payload: bytes, limits: DecodeLimits) -> Body:
 def _exact_lines(payload: bytes, limits: DecodeLimits) -> Body:
     _bounded(payload.count(b"\n"), limits)
     lines = [line for line in payload.split(b"\n") if line and not line.isspace()]
-    try:
+    with contextlib.suppress(*_MALFORMED):
         events = _EVENT.decode_lines(payload)
         if len(events) == len(lines):
-            return _taken(events, None, (), limits)
-    except _MALFORMED:
-        pass
+            return _taken(events, limits)
     body = _one_by_one(lines, limits)
     if not body.count and all(refused.field == "event" for refused in body.refused):  # no line is an event, not even a bad one
         try:
-            _EVENT.decode(lines[0])
+            _LOOSE.decode(lines[0])
         except _MALFORMED as error:
             raise _unparseable(error, "line 1: ") from None
     return body
@@ -226,13 +234,13 @@ def _one_by_one(texts: list, limits: DecodeLimits) -> Body:
     events, indexes, refused = [], [], []
     for index, text in enumerate(texts):
         try:
-            events.append(_EVENT.decode(text))
+            events.append(_LOOSE.decode(text))
             indexes.append(index)
         except _MALFORMED as error:
             refused.append(_refused(index, bytes(text), *_cause(error), limits))
     if not events and all(each.reason == "not_an_object" for each in refused):
         raise Refusal(422, "no_events", _NO_EVENT)
-    return _taken(events, indexes, tuple(refused), limits)
+    return _sifted(events, indexes, tuple(refused), limits, lambda: texts)
 
 
 def _cause(error: Exception) -> tuple[str, str]:
@@ -254,12 +262,69 @@ def _refused(index: int, raw: bytes, field: str, reason: str, limits: DecodeLimi
         device = _DEVICES.decode(raw).device
     except _MALFORMED:
         device = None
-    text = raw[: 4 * limits.dead_letter_chars_max].decode("utf-8", "replace").strip()[: limits.dead_letter_chars_max]
-    return Refused(index, device[: limits.name_chars_max] if isinstance(device, str) else "", field, reason, text)
+    return Refused(index, device[: limits.name_chars_max] if isinstance(device, str) else "", field, reason, _text(raw, limits))
 
 
-def _taken(events: list[Event], indexes: list[int] | None, refused: tuple[Refused, ...], limits: DecodeLimits) -> Body:
-    _within(len(events) + len(refused), limits)
-    if not events and not refused:
+def _text(raw: bytes, limits: DecodeLimits) -> str:
+    """As much of an event as is kept where it is set aside."""
+    return raw[: 4 * limits.dead_letter_chars_max].decode("utf-8", "replace").strip()[: limits.dead_letter_chars_max]
+
+
+def _taken(events: list[Event], limits: DecodeLimits) -> Body:
+    _within(len(events), limits)
+    if not events:
         raise Refusal(422, "no_events", "the body holds no event")
-    return Body(_SHAPE, events, len(events), indexes, refused)
+    return Body(_SHAPE, events, len(events))
+
+
+def _sifted(
+    events: list[Loose], indexes: list[int] | None, refused: tuple[Refused, ...], limits: DecodeLimits, texts: Callable[[], Sequence]
+) -> Body:
+    """Values that came as text become numbers, or are refused; of an event that will be refused as it is, the text is kept.
+
+    `texts`: all events of the body as they were sent.
+    """
+    _within(len(events) + len(refused), limits)
+    if events and not refused and not any(map(_named, events)):
+        told = "no object in the body has a device, a metric or a value"
+        raise Refusal(422, "no_events", f'{told}: an event is like {{"device": "r1", "metric": "cpu_pct", "value": 1.5}}')
+    raws: Sequence = ()
+    good, places, bad, kept = [], [], [], {}
+    for place, event in enumerate(events):
+        index, reason = place if indexes is None else indexes[place], None
+        if event.value.__class__ is str:
+            event.value, reason = _number(event.value)
+        if reason is not None or not _whole(event):
+            raws = raws or texts()
+            if reason is not None:
+                bad.append(_refused(index, bytes(raws[index]), "value", reason, limits))
+                continue
+            kept[index] = _text(bytes(raws[index]), limits)
+        good.append(event)
+        places.append(index)
+    if not good and not refused and not bad:
+        raise Refusal(422, "no_events", "the body holds no event")
+    all_refused = tuple(sorted((*refused, *bad), key=lambda each: each.index))
+    return Body(_SHAPE, good, len(good), places if indexes is not None or bad else None, all_refused, texts=kept)
+
+
+def _named(event: Loose) -> bool:
+    return event.device is not None or event.metric is not None or event.value is not None
+
+
+def _whole(event: Loose) -> bool:
+    """Whether nothing that it needs is missing, its value is a number, and its time one that is kept as it is."""
+    time, value = event.timestamp, event.value
+    far = time is not None and time.__class__ is not str and not -TIME_MS_MAX < time < TIME_MS_MAX
+    return event.device is not None and event.metric is not None and value is not None and value.__class__ is not str and not far
+
+
+def _number(text: str) -> tuple[int | float | None, str | None]:
+    """Of a text that JSON would take for a number without its quotes; or the reason why there is none."""
+    found = _NUMBER.fullmatch(text)
+    if found is None:
+        return None, "not_a_number"
+    if not found.group(1) and not found.group(2):
+        return (int(text), None) if len(text) <= _INTEGER_CHARS_MAX else (None, "out_of_range")
+    number = float(text)
+    return (number, None) if math.isfinite(number) else (None, "out_of_range")

@@ -20,7 +20,10 @@ def _event_schema() -> dict[str, Any]:
             "device": {"type": "string", "minLength": 1, "maxLength": 256, "description": "who measured"},
             "interface": {"type": ["string", "null"], "description": "where on the device; absent: the device itself"},
             "metric": {"type": "string", "minLength": 1, "maxLength": 256, "description": "what was measured"},
-            "value": {"type": ["number", "boolean"], "description": "finite; integers up to 2^64-1 are kept exactly; true is 1"},
+            "value": {
+                "type": ["number", "boolean", "string"],
+                "description": "finite; integers up to 2^64-1 are kept exactly; true is 1; a string holds a number as JSON writes it",
+            },
             "timestamp": {
                 "type": ["string", "number", "null"],
                 "description": "RFC 3339 with an offset, or milliseconds since the epoch; absent: the moment of arrival",

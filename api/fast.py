@@ -12,6 +12,8 @@ import re
 import numpy as np
 import polars as pl
 
+from api.models import TIME_MS_MAX
+
 _HEAD_BYTES = 2048  # where a body shows its form
 _LARGEST_EXACT = float(2**53)
 _TEXT_TIME = re.compile(rb'"timestamp"\s*:\s*"')
@@ -68,7 +70,7 @@ def _proven(frame: pl.DataFrame, payload: bytes, lines: bool) -> bool:
     filled = {name: rows - frame[name].null_count() for name in frame.columns}
     if filled["device"] != rows or filled["metric"] != rows:
         return False
-    if times.dtype == pl.Float64 and filled["timestamp"] and times.min() <= 1:
+    if times.dtype == pl.Float64 and filled["timestamp"] and (times.min() <= 1 or times.max() >= TIME_MS_MAX):
         return False
     octets = np.frombuffer(payload, np.uint8)
     quotes, following = octets[:-1] == ord('"'), octets[1:]

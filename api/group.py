@@ -187,9 +187,19 @@ def build(
     for body, index, event in huge:
         text = msgspec.json.encode(event).decode()[: limits.dead_letter_chars_max]
         untyped.append((body, index, (event.device or "")[: limits.name_chars_max], "value", "out_of_range", text))
+    if refused.height and any(body.texts for body in bodies):
+        refused = _as_sent(refused, bodies)
     if untyped:
         refused = pl.concat([refused, refused_rows(untyped)]).sort("body", "index", maintain_order=True)
     return Built(events, refused, len(bodies), keys, partitions, leave_out(events, refused))
+
+
+def _as_sent(refused: pl.DataFrame, bodies: Sequence[Body]) -> pl.DataFrame:
+    """With the text that an event had where that was kept: a field of another name is what its sender meant, most likely."""
+    kept = [(number, index, text) for number, body in enumerate(bodies) for index, text in body.texts.items()]
+    texts = pl.DataFrame(kept, schema={"body": pl.UInt32, "index": pl.UInt32, "text": pl.String}, orient="row")
+    found = refused.join(texts, on=["body", "index"], how="left", maintain_order="left")
+    return found.with_columns(event=pl.coalesce("text", "event")).drop("text")
 
 
 def _marked(raw: Coded, bodies: Sequence[Body]) -> Coded:

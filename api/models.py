@@ -10,19 +10,35 @@ import msgspec
 TAGS_READ_MAX = 1000  # of one event; rules on how many are taken come later, and look at each
 
 
-class Event(msgspec.Struct, gc=False):
-    """One measurement as JSON. Fields that are not named here are ignored; a null is the same as an absent field."""
+TIME_MS_MAX = 10**15  # further ahead than any that is taken: nanoseconds, most likely
+
+
+class Loose(msgspec.Struct, gc=False):
+    """What is read as an event. Fields that are not named here are ignored; a null is the same as an absent field."""
 
     device: str | None = None
     interface: str | None = None
     metric: str | None = None
-    value: bool | int | float | None = None
+    value: bool | int | float | str | None = None  # as text: how JSON of YANG writes 64-bit integers (RFC 7951)
     timestamp: int | float | str | None = None
     kind: str | None = None
     tags: Annotated[dict[str, str], msgspec.Meta(max_length=TAGS_READ_MAX)] | None = None
 
 
-class Envelope(Event, gc=False):
+_MsInteger = Annotated[int, msgspec.Meta(gt=-TIME_MS_MAX, lt=TIME_MS_MAX)]
+_MsFloat = Annotated[float, msgspec.Meta(gt=-TIME_MS_MAX, lt=TIME_MS_MAX)]
+
+
+class Event(Loose, gc=False, kw_only=True):
+    """One measurement as JSON that has all that it needs; whether that can be taken is judged later."""
+
+    device: str
+    metric: str
+    value: bool | int | float
+    timestamp: _MsInteger | _MsFloat | str | None = None
+
+
+class Envelope(Loose, gc=False):
     """A JSON object as a body: an event itself, or a list of them."""
 
     events: list[Event] | msgspec.UnsetType | None = msgspec.UNSET

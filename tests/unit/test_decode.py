@@ -168,7 +168,7 @@ def test_a_bad_event_costs_no_good_one(form):
         '{"device":5,"metric":"m","value":1}': ("device", "not_a_string"),
         '{"device":"d","metric":[],"value":1}': ("metric", "not_a_string"),
         '{"device":"d","interface":{},"metric":"m","value":1}': ("interface", "not_a_string"),
-        '{"device":"d","metric":"m","value":"1"}': ("value", "not_a_number"),
+        '{"device":"d","metric":"m","value":"UP"}': ("value", "not_a_number"),
         '{"device":"d","metric":"m","value":1e999}': ("value", "out_of_range"),
         '{"device":"d","metric":"m","value":1,"timestamp":true}': ("timestamp", "bad_timestamp"),
         '{"device":"d","metric":"m","value":1,"kind":5}': ("kind", "bad_kind"),
@@ -186,6 +186,46 @@ def test_a_bad_event_costs_no_good_one(form):
     assert body.indexes == list(range(1, 2 * len(bad), 2))
     assert [each.event for each in body.refused] == list(bad)
     assert {each.device for each in body.refused[1:-2]} == {"d"}
+
+
+def test_a_number_as_text_is_a_number():
+    """JSON of YANG writes 64-bit integers and decimals so; only what is a number in JSON without its quotes."""
+    texts = ["18446744073709551615", "-7", "0", "2.50", "1e3", "-1.5E-2"]
+    body = [{**GOOD, "value": text} for text in texts]
+    for payload, media in ((json.dumps(body), "application/json"), ("\n".join(map(json.dumps, body)), "application/x-ndjson")):
+        taken = rows(payload.encode(), media)
+        assert [row["value"] for row in taken][1:] == [-7.0, 0.0, 2.5, 1000.0, -0.015] and taken[0]["exact"] == 2**64 - 1
+    assert [row["value"] for row in rows(json.dumps(body[1]).encode())] == [-7.0]
+    assert len(rows(json.dumps({"events": body * 100}).encode())) == 600  # as large as what is read as columns
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [("", "not_a_number"), (" 1", "not_a_number"), ("1_0", "not_a_number"), ("0x1f", "not_a_number"), ("NaN", "not_a_number"),
+     ("01", "not_a_number"), ("\u0661", "not_a_number"), ("1\n", "not_a_number"), ("1e999", "out_of_range"), ("9" * 5000, "out_of_range")],
+)  # fmt: skip
+def test_a_text_that_is_no_number_costs_its_event(text, reason):
+    payload = json.dumps([GOOD, {**GOOD, "value": text}, GOOD])
+    body = decode(payload.encode(), "application/json", LIMITS)
+    assert [(each.index, each.field, each.reason) for each in body.refused] == [(1, "value", reason)] and body.indexes == [0, 2]
+    assert body.refused[0].event == json.dumps({**GOOD, "value": text})[:2048]
+
+
+TELEGRAF = {"fields": {"load1": 0.5}, "name": "system", "tags": {"host": "r1"}, "timestamp": 1_767_225_600}
+GNMIC = {"name": "sub1", "timestamp": 1_767_225_600_000_000_000, "tags": {"source": "r1"}, "values": {"/interfaces/in-octets": 7}}
+COLLECTD = {"values": [0.5], "dstypes": ["gauge"], "time": 1_767_225_600.1, "interval": 10, "host": "r1", "plugin": "load", "type": "load"}
+
+
+FOREIGN = [TELEGRAF, {"metrics": [TELEGRAF] * 3}, [GNMIC] * 3, [COLLECTD], {"events": [GNMIC]}, {}, [{}, {"a": 1}]]
+
+
+@pytest.mark.parametrize("foreign", FOREIGN)
+@pytest.mark.parametrize("media", ["application/json", "application/x-ndjson"])
+def test_a_body_of_another_kind_is_refused_as_a_whole_so_that_its_sender_keeps_it(foreign, media):
+    """A collector takes any 2xx for a promise that it need not keep what it sent."""
+    payload = foreign if media == "application/json" or not isinstance(foreign, list) else "\n".join(map(json.dumps, foreign))
+    status, code, told = refusal((payload if isinstance(payload, str) else json.dumps(payload)).encode(), media)
+    assert (status, code) == (422, "no_events") and "a device, a metric or a value" in told and '"device": "r1"' in told
 
 
 def test_bytes_that_are_no_text_cost_one_event():

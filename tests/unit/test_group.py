@@ -72,3 +72,22 @@ def test_bad_events_may_lie_in_any_body_of_a_group(form, place):
     told = sorted((json.loads(letter["event"]) for letter in letters(made)), key=lambda event: event["device"])
     assert told == rows[place][7:9]
     assert sum(group.event_count for group in made.groups()) == 298
+
+
+@pytest.mark.parametrize("media", ["application/json", "application/x-ndjson"])
+def test_what_is_set_aside_is_kept_as_it_was_sent(media):
+    """Under another name is what its sender meant, most likely; and a time far from all others is to be told by its digits."""
+    sent = [
+        {"host": "r1", "metric": "cpu_pct", "value": 1.5},
+        EVENT,
+        {"device": "r1", "metric": "cpu_pct", "val": 7, "unit": "%"},
+        {**EVENT, "timestamp": 1_767_225_600_000_000_001},
+        {**EVENT, "timestamp": 1_767_225_600_000_000_002, "value": "5"},
+        {"device": "r1", "metric": "cpu_pct", "value": "UP"},
+    ]
+    payload = json.dumps(sent) if media == "application/json" else "\n".join(map(json.dumps, sent))
+    many = json.dumps([{**EVENT, "timestamp": 1_767_225_600_000_000_000 + n} for n in range(100)])
+    made = built(decode(payload.encode(), media, DecodeLimits()), decode(many.encode(), media, DecodeLimits()))
+    assert [(each.accepted, each.rejected) for each in made.outcomes()] == [(1, 5), (0, 100)]
+    told = [letter["event"] for letter in letters(made)]
+    assert sorted(told) == sorted(json.dumps(each) for each in [*sent[:1], *sent[2:], *json.loads(many)])
