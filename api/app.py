@@ -20,7 +20,7 @@ from api import docs, requestid
 from api.admission import Gate
 from api.crowd import Crowd
 from api.door import PUBLIC_PATHS, Door, Load
-from api.endpoint import EventsEndpoint, Receive, Scope, Send, answer_with, told_as
+from api.endpoint import EventsEndpoint, Receive, Scope, Send, answer_with, count_answer, told_as
 from api.health import add_health
 from api.ingest import Ingest, Store
 from api.models import Refusal
@@ -58,14 +58,17 @@ class IngestApp(FastAPI):
             await super().__call__(scope, receive, send)
             return
         requestid.begin(scope)
+        events = scope["path"] == docs.EVENTS_PATH and scope["method"] == "POST"
         try:
             scope["guest"] = self._door.enter(scope)
         except Refusal as refusal:
+            if events:
+                count_answer(refusal.status)
             headers: list[tuple[bytes, bytes]] = []
             answer = told_as(refusal, headers)
             await answer_with(send, refusal.status, headers, answer)
             return
-        if scope["path"] == docs.EVENTS_PATH and scope["method"] == "POST":
+        if events:
             await self._endpoint(scope, receive, send)
         else:
             await super().__call__(scope, receive, _named(send))

@@ -26,10 +26,16 @@ _log = logging.getLogger(__name__)
 INLINE_BYTES_MAX = 256 * 1024  # larger bodies, by what they hold, are decoded beside the event loop
 _COMPRESSION = 16
 _ANSWERS = {hundreds: metrics.HTTP_REQUESTS.labels(f"{hundreds}xx") for hundreds in (2, 4, 5)}
+_DENIED = metrics.HTTP_REQUESTS.labels("denied")
 
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+
+
+def count_answer(status: int) -> None:
+    """Of a POST of events."""
+    (_DENIED if status in (401, 403) else _ANSWERS[status // 100]).inc()
 
 
 async def answer_with(send: Send, status: int, headers: list[tuple[bytes, bytes]], answer: bytes) -> None:
@@ -79,7 +85,7 @@ class EventsEndpoint:
         except BaseException:  # a panic in Polars is no Exception
             _log.exception("a request failed")
             status, answer = 503, told_as(Refusal(503, "unavailable", "the request could not be processed", 1), headers)
-        _ANSWERS[status // 100].inc()
+        count_answer(status)
         metrics.HTTP_SECONDS.observe(time.perf_counter() - began)
         await answer_with(send, status, headers, answer)
 

@@ -102,6 +102,7 @@ class Ingest:
         self._warned = -WARN_INTERVAL_SECONDS
         self._stopping = False
         metrics.QUEUE_EVENTS.set_function(lambda: self._held)
+        metrics.show_reasons(metrics.EVENTS_REJECTED)
 
     async def start(self) -> None:
         self._flusher = asyncio.create_task(self._flush(), name="flusher")

@@ -29,7 +29,9 @@ _SLOW_SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 _EVENTS = (1, 10, 100, 1_000, 5_000, 10_000, 25_000, 50_000)
 
 # Ingest API
-HTTP_REQUESTS = Counter("pipeline_http_requests", "POSTs of events, by class of the answer (2xx, 4xx, 5xx)", ["status"], registry=INGEST)
+HTTP_REQUESTS = Counter(
+    "pipeline_http_requests", "POSTs of events, by class of the answer (2xx, 4xx, 5xx); denied: 401 and 403", ["status"], registry=INGEST
+)
 HTTP_SECONDS = Histogram(
     "pipeline_http_request_duration_seconds", "From a POST's head to its answer", buckets=_QUICK_SECONDS, registry=INGEST
 )
@@ -71,6 +73,7 @@ PARTITION_SERIES_SHARE = Gauge(
     "pipeline_partition_series_share", "Of its limit on series, what the fullest partition has; 1: new ones are refused", registry=WORKER
 )
 DEVICE_SERIES_SHARE = Gauge("pipeline_device_series_share", "The same of the fullest device", registry=WORKER)
+DEVICES_SILENT = Gauge("pipeline_devices_silent", "Devices of which nothing came for PIPELINE_IDLE_AFTER_SECONDS", registry=WORKER)
 RULES_VERSION = Gauge("pipeline_rules_version", "The version of the rules in force here", registry=WORKER)
 ALERT_TRANSITIONS = Counter(
     "pipeline_alert_transitions", "Alerts that became pending, firing or resolved", ["phase", "severity"], registry=WORKER
@@ -116,6 +119,12 @@ REASONS = frozenset(
         "undecodable_entry", "unprocessable_entry",
     }
 )  # fmt: skip
+
+
+def show_reasons(counter: Counter) -> None:
+    """Let it count each from 0 on: of a counter that begins at its first count, no rate shows that."""
+    for reason in (*REASONS, "other"):
+        counter.labels(reason)
 
 
 def count_reasons(counter: Counter, reasons: Mapping[str, int]) -> None:

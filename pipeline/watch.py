@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Collection
 from itertools import product
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import polars as pl
 
@@ -61,6 +61,7 @@ class Watch:
         self._shown: set[int] = set()
         for table in COMMIT_ORDER:  # from 0 on: of a counter that begins at its first count, no rate shows that
             metrics.COMMIT_FAILURES.labels(table)
+        metrics.show_reasons(metrics.DEAD_LETTERS)
         for phase, severity in product(PHASES, SEVERITIES):
             metrics.ALERT_TRANSITIONS.labels(phase, severity)
 
@@ -75,8 +76,10 @@ class Watch:
         metrics.DEVICE_SERIES_SHARE.set(full.device_share)
         metrics.UNCOMMITTED_ROWS.set(at.uncommitted_rows)
         metrics.RULES_VERSION.set(at.rules_version)
+        report = self._report(at, full)
+        metrics.DEVICES_SILENT.set(report["fleet"]["silent"]["devices"])
         try:
-            self._reports.put(self._name, self._report(at, full))
+            self._reports.put(self._name, report)
             found = self._streams.backlog(sorted(at.held))
         except Unavailable:
             return
@@ -89,7 +92,7 @@ class Watch:
             metrics.BACKLOG_EVENTS.labels(str(partition)).set(backlog.events)
         self._shown = set(found)
 
-    def _report(self, at: Standing, full: Fullest) -> dict[str, object]:
+    def _report(self, at: Standing, full: Fullest) -> dict[str, Any]:
         return {
             "role": "worker",
             "partitions": sorted(at.held),

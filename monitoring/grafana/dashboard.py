@@ -104,6 +104,7 @@ ROWS: dict[str, list[Panel]] = {
                 "set aside: {{reason}}": f"sum by (reason) (rate(pipeline_dead_letters_total{RATE}))",
             },
         ),
+        Panel("Devices that are silent", "short", {"devices": "sum(pipeline_devices_silent)"}),
         Panel("In memory: series", "short", {"{{instance}}": "pipeline_series_known"}),
         Panel("In memory: rows of open windows", "short", {"{{instance}}": "pipeline_open_rows"}),
         Panel(

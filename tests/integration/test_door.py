@@ -90,6 +90,20 @@ def test_health_is_for_all_and_nothing_else_is(clients):
         assert refusal(clients.ask(method, path))[:2] == (401, "unauthorized"), (method, path)
 
 
+def test_whom_the_door_turns_away_is_counted(clients):
+    """Of senders alone: a collector whose token has expired is to be seen by who watches the pipeline."""
+    reader = clients.token("read")
+
+    def denied() -> float:
+        lines = clients.ask("GET", "/metrics", reader).text.splitlines()
+        return next(float(line.split()[1]) for line in lines if line.startswith('pipeline_http_requests_total{status="denied"}'))
+
+    before = denied()
+    assert [clients.send(None).status_code, clients.send(reader).status_code] == [401, 403]
+    assert clients.ask("GET", "/v1/rules").status_code == 401
+    assert denied() == before + 2
+
+
 def test_who_has_no_good_token_is_told_why_and_never_shown_one(clients):
     good = clients.token("ingest")
     identity, secret = parts_of(good.encode())
