@@ -118,12 +118,17 @@ class Notifier:
                     self._reader.open()
                     opened, pending = True, True
                     self.health.worked("start")
+                lost = self._reader.lost
                 found = self._reader.read(pending=pending, wait_seconds=WAIT_SECONDS)
+                if gone := self._reader.lost - lost:
+                    log.error("%d transitions were let go before they were delivered: it was away for too long", gone)
+                    for sink in self._sinks:
+                        metrics.NOTIFY_SET_ASIDE.labels(sink.name).inc(gone)
                 self._deliver_all(found)
                 if not found and not pending and time.monotonic() - trimmed_at > TRIM_SECONDS:
                     self._reader.trim()
                     trimmed_at = time.monotonic()
-                pending = pending and bool(found)
+                pending = pending and bool(found or gone)
                 failures = 0
                 self.health.worked("reading")
             except Unavailable as error:

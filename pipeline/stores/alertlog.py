@@ -98,6 +98,7 @@ class AlertReader:
         self._redis = client
         self._keys = [keys.alerts_key(partition) for partition in range(partitions)]
         self._consumer = consumer
+        self.lost = 0  # transitions that the stream had let go before they were delivered
         self._one_server = not isinstance(client, Cluster)
 
     def open(self) -> None:
@@ -115,9 +116,10 @@ class AlertReader:
         """Transitions to deliver: (stream, id, transition), up to `count` per partition. `pending`: those read before and not acknowledged.
 
         Where nothing new is there, this waits so long for it. A cluster has no command that waits at many nodes: there the time passes.
+        What was read before and is not there any more is acknowledged and counted as `lost`: else it would stand before all others.
         """
         begin, block_ms = ("0", None) if pending else (">", round(wait_seconds * 1000) or None)
-        found = []
+        found, gone = [], []
         with translated():
             pipe = self._redis.pipeline(transaction=False)
             for together in [self._keys] if self._one_server else [[key] for key in self._keys]:
@@ -128,6 +130,10 @@ class AlertReader:
             for key, entries in reply.items() if isinstance(reply, dict) else reply or []:
                 entries = entries[0] if isinstance(reply, dict) else entries
                 found += [(key.decode(), entry, json.loads(fields[b"t"])) for entry, fields in entries if fields]
+                gone += [(key.decode(), entry) for entry, fields in entries if not fields]
+        if gone:
+            self.acknowledge(gone)
+            self.lost += len(gone)
         if not found and not pending and not self._one_server:
             time.sleep(wait_seconds)
         return found

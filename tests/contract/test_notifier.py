@@ -8,6 +8,7 @@ import time
 
 import pytest
 
+from pipeline import metrics
 from pipeline.__main__ import main
 from pipeline.notifier import ACKNOWLEDGE_SECONDS, ConsoleSink, Notifier
 from pipeline.stores import connection as keys
@@ -142,3 +143,23 @@ def test_a_name_that_the_console_cannot_show_is_escaped_and_stops_nobody(monkeyp
         main(["notify", "--help"])  # each command has its output escape what it does not know
     ConsoleSink().deliver(TRANSITION | {"device": "köln→1\ud800", "time": 0, "value": 1.0, "bound": 0.0})
     assert b"hot  k\\xf6ln\\u21921\\ud800 cpu  1 > 0" in out.buffer.getvalue()
+
+
+def test_what_the_stream_has_let_go_does_not_stand_before_what_is_left(client, settings):
+    """A page of it is not the end of what was read before and not delivered; how many they were is counted."""
+    told = [(1, {**TRANSITION, "device": f"r{number}"}) for number in range(600)]
+    for partition in range(2):
+        token = Leases(client, "holder", 60_000).acquire(partition)
+        AlertLog(client).apply(partition, token, 1, NONE, NONE, told)
+    died = AlertReader(client, 2, "notifier")
+    died.open()
+    assert len(died.read(count=600)) == 1200
+    for partition in range(2):
+        client.xtrim(keys.alerts_key(partition), maxlen=5, approximate=False)
+    lost = metrics.NOTIFY_SET_ASIDE.labels("test")._value.get()
+    sink = Sink(client, 0)
+    notifier, thread = running(settings, sink)
+    eventually(lambda: len(sink.devices) == 10 and not outstanding(client), 10, "what is left is delivered")
+    ended(notifier, thread)
+    assert sorted(sink.devices) == sorted(2 * [f"r{number}" for number in range(595, 600)])
+    assert metrics.NOTIFY_SET_ASIDE.labels("test")._value.get() == lost + 2 * 595
