@@ -158,10 +158,11 @@ def counter_bits(metric: str, patterns: Patterns = ()) -> int:
 
 
 def _known(words: str) -> int:
-    for prefix in _PREFIXES:
-        if words.startswith(prefix):
-            words = words.removeprefix(prefix)
-            break
+    bare = next((words.removeprefix(prefix) for prefix in _PREFIXES if words.startswith(prefix)), words)
+    return _width(words) or _width(bare)
+
+
+def _width(words: str) -> int:
     if words in _COUNTER64_LEAVES:
         return 64
     squeezed = words.replace("_", "")

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import redis
 import redis.asyncio
-from redis.exceptions import NoScriptError, RedisError
+from redis.exceptions import ConnectionError, NoScriptError, RedisError, TimeoutError
 
 from pipeline.core.recovery import Stand
 from pipeline.errors import Invalid, PipelineError, Unavailable
@@ -173,7 +173,10 @@ class Appender:
             await self._redis.set(b"answer:" + key, answer, px=self._retention_ms, nx=True)
 
     async def ready(self) -> None:
-        """Unavailable, with the reason, unless Redis answers, takes a write, and every partition has its stream."""
+        """Unavailable, with the reason, unless Redis answers, takes a write, and every partition has its stream.
+
+        A primary of a cluster that is away takes its partitions along, not the others: so only where none answers.
+        """
         with translated():
             await self._agree()
             pipe = self._redis.pipeline(transaction=False)
@@ -181,11 +184,13 @@ class Appender:
             for partition in range(self._partitions):
                 pipe.exists(keys.stream_key(partition))
             replies = await pipe.execute(raise_on_error=False)  # else redis-py puts the command into the message
-            for error in replies:
-                if isinstance(error, RedisError):
-                    raise error
-            _, *found = replies
-        missing = [partition for partition, exists in enumerate(found) if not exists]
+            probe, *found = replies
+            away = [reply for reply in found if isinstance(reply, RedisError)]
+            if len(away) == len(found):
+                raise away[0]
+            if isinstance(probe, RedisError) and not isinstance(probe, ConnectionError | TimeoutError):
+                raise probe
+        missing = [partition for partition, exists in enumerate(found) if exists == 0]
         if missing:
             raise Unavailable(f"no worker has opened partition {missing[0]} yet ({len(missing)} of {self._partitions} are missing)")
 

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import pytest
-from redis.exceptions import AskError, ConnectionError, MovedError, NoScriptError, TimeoutError
+from redis.exceptions import AskError, ConnectionError, MovedError, NoScriptError, OutOfMemoryError, TimeoutError
 
 from pipeline.errors import Invalid, Unavailable
 from pipeline.stores.alertlog import AlertLog
-from pipeline.stores.cluster import Cluster, _Batch, key_of, parsed
+from pipeline.stores.cluster import Cluster, Pipeline, _Batch, key_of, parsed
 from pipeline.stores.connection import Copies, connect, connect_async
 from pipeline.stores.leases import Leases
 from pipeline.stores.rulebook import Rulebook
-from pipeline.stores.streams import Streams
+from pipeline.stores.streams import Appender, Streams
 from pipeline.stores.tokenbook import Tokenbook
 
 
@@ -89,3 +91,36 @@ def test_without_replicas_an_error_stays_what_it_was():
     missing = NoScriptError("gone")
     assert Copies(2, 100).judged([b"x", missing, 2]) == [b"x", missing]
     assert Copies().judged([b"x"]) == [b"x"]
+
+
+class Nodes:
+    """A client of a cluster of which some partitions, and the key that is written to see whether that works, answer with an error."""
+
+    def __init__(self, away: range, probe: object = True, absent: range = range(0)) -> None:
+        self._away, self._probe, self._absent = away, probe, absent
+
+    async def get(self, key: str) -> bytes:
+        return b"8"
+
+    def pipeline(self, transaction: bool) -> Pipeline:
+        return Pipeline(self._run)
+
+    async def _run(self, commands, raise_on_error: bool) -> list:
+        each = [ConnectionError("away") if partition in self._away else int(partition not in self._absent) for partition in range(8)]
+        return [self._probe, *each]
+
+
+@pytest.mark.parametrize(
+    ("nodes", "told"),
+    [(Nodes(range(3)), None), (Nodes(range(3), ConnectionError("away")), None), (Nodes(range(8), ConnectionError("away")), "away"),
+     (Nodes(range(0), OutOfMemoryError("full")), "full"), (Nodes(range(3), absent=range(2, 4)), "partition 3 yet (1 of 8")],
+)  # fmt: skip
+def test_the_api_is_ready_while_some_primary_is(nodes, told):
+    """Else a balancer takes out every API, though what goes to the others' partitions can be stored."""
+    asked = Appender(nodes, 8, 300).ready()
+    if told is None:
+        asyncio.run(asked)
+    else:
+        with pytest.raises(Unavailable) as error:
+            asyncio.run(asked)
+        assert told in str(error.value)

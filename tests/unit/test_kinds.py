@@ -30,6 +30,7 @@ from pipeline.core.kinds import counter_bits, counter_bits_of
         ("ifInErrors", 32),
         ("ifOutDiscards", 32),
         ("interface_ifInOctets", 32),
+        ("interface-transitions", 64),
         ("IF-MIB::ifHCInOctets", 64),
         ("IF-MIB::ifInErrors", 32),
         ("ifOperStatus", 0),
