@@ -77,7 +77,7 @@ class Maintenance:
         ]
         self._looks = jobs[: len(looks)]
         # Again and again: it may fail at first, and somebody may delete the file. One that is as it should be costs milliseconds.
-        scheduler.add_job(self._catalog, "interval", seconds=seconds, next_run_time=datetime.now(UTC), max_instances=1)
+        scheduler.add_job(self._catalog, "interval", seconds=seconds, next_run_time=datetime.now(UTC), misfire_grace_time=None)
         scheduler.start()
         try:
             while not self._stopping.is_set():
