@@ -3,7 +3,7 @@
 A plan (one pass over the times and devices) says how many events each second holds; a stretch is as many whole seconds
 as hold about `STRETCH_EVENTS`. Each stretch is one filtered scan of the files it touches. Memory: two stretches, and 32 bytes for
 each second that has events. A Parquet file in order of time is read once in all; one that is not (or CSV, NDJSON) is read again for
-each of its stretches: sorting a file much larger than memory by time first pays off.
+each of its stretches: sorting a file much larger than memory by time first pays off. NDJSON is read once more, for its columns.
 """
 
 from collections.abc import Callable
@@ -21,7 +21,8 @@ _EVENT = ["device", "interface", "metric", "value", "timestamp", "kind", "tags"]
 _READERS: dict[str, Callable[[Path], pl.LazyFrame]] = {
     ".parquet": pl.scan_parquet,
     ".csv": lambda path: pl.scan_csv(path, infer_schema=False),  # text: an inferred type would round integers over 2^63
-    ".ndjson": lambda path: pl.scan_ndjson(path, infer_schema_length=10_000, schema_overrides={"value": pl.String}),
+    # Looked through to its end: a column or a tag that no line so far had would be left out of all events.
+    ".ndjson": lambda path: pl.scan_ndjson(path, infer_schema_length=None, schema_overrides={"value": pl.String}),
 }
 _ALIASES = {".pq": ".parquet", ".jsonl": ".ndjson"}
 

@@ -68,7 +68,7 @@ async def replay(
     stop = stop or asyncio.Event()
     if options.speed < 0 or options.body_events < 1 or options.concurrency < 1:
         raise UserError("--speed must be at least 0, --body-events and --concurrency at least 1")
-    recordings = Recordings(options.files, options.start, options.end)
+    recordings = await asyncio.to_thread(Recordings, options.files, options.start, options.end)
     for notice in recordings.notices:
         on_notice(notice)
     plan = await asyncio.to_thread(recordings.plan)

@@ -131,6 +131,22 @@ def test_text_formats_keep_every_digit(api, tmp_path):
     assert by_device["j"][0]["tags"] == {"a": "1"} and by_device["j"][1]["kind"] == "gauge"
 
 
+def test_what_only_the_last_line_has_is_sent_as_well(api, tmp_path):
+    """A device with interfaces, tags or a kind may come late in a long file; the time may be written in another way, too."""
+    line = '{"device":"d","metric":"m","value":1,"timestamp":1704067200000,"tags":{"site":"a"}}\n'
+    last = (
+        '{"device":"d","metric":"m","value":2,"timestamp":"2024-01-01T00:00:01Z","tags":{"role":"core"},"interface":"e0",'
+        '"kind":"gauge","row":1}\n'
+    )
+    (tmp_path / "long.ndjson").write_text(line * 10_050 + last)
+    assert Recordings([tmp_path / "long.ndjson"]).notices == ["ignoring column row (1 of 1 files)"]
+    play(api, tmp_path / "long.ndjson", body_events=5000, concurrency=1)
+    event = api.events[-1]
+    assert (event["value"], event["timestamp"], event["interface"], event["kind"]) == (2, 1704067201000, "e0", "gauge")
+    assert event["tags"] == {"role": "core"} and api.events[0]["tags"] == {"site": "a"}
+    assert len(api.events) == 10_051
+
+
 def test_other_columns_are_ignored_aloud(tmp_path):
     """One notice per column, whatever the number of files."""
     files = [recording(tmp_path / f"{n}.parquet", [0], dataset="x") for n in range(2)]
