@@ -212,7 +212,7 @@ class _Run:
             if clock.end_ms is not None and source.at_ms >= clock.end_ms:
                 break
             sender.check()
-            if source.at_ms == read:
+            if source.at_ms >= read:  # above it: the clock was put back, and is waited for
                 await stopped(stop, _TICK_S)
         on_progress(self._progress(sender, time.monotonic() - began, source.at_ms))
 

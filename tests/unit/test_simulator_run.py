@@ -2,6 +2,7 @@
 
 import argparse
 import asyncio
+import itertools
 import json
 import time
 
@@ -101,6 +102,25 @@ def test_time_never_passes_the_clock():
         assert max(back.read_ms(), endless.read_ms()) <= at[0] * 1000
     assert back.read_ms() == back.end_ms == 1_020_000
     assert endless.read_ms() == 1_500_000
+
+
+def test_a_clock_that_is_put_back_is_waited_for(api):
+    """Without haste, and with an ear for `stop`: a loop without a pause would hear nothing any more."""
+    asked = itertools.count(1)
+
+    async def go() -> dict:
+        stop = asyncio.Event()
+
+        def now() -> float:
+            number = next(asked)
+            if number == 4:
+                asyncio.get_running_loop().call_later(0.3, stop.set)
+            assert number < 1000, "the clock is asked again and again"
+            return time.time() - (60 if number >= 4 else 0)
+
+        return await simulate(SimulateOptions(url=api.url, devices=3, interval_seconds=0.2), stop=stop, now=now)
+
+    assert asyncio.run(go())["sent"] == len(api.events)
 
 
 def test_a_rate_sizes_the_fleet_or_the_interval():
