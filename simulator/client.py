@@ -55,7 +55,7 @@ class Counts:
 class Sender:
     """`async with Sender(...) as sender: await sender.send(lane, body)`. Leaving the block waits until all is answered.
 
-    deadline_s   how long one body is tried before it is given up, which ends the run with a UserError
+    deadline_s   how long one body is tried while the server takes nothing of it; then it is given up, which ends the run with a UserError
     drain_s      how long bodies are still tried once `stop` is set; then the rest is counted as undelivered
     parts        whether the server may take a part of a body: what waits then comes after what the same device sent later
     on_answered  gets the rows of each body (or part of one) that the server has taken or set aside
@@ -158,14 +158,18 @@ class Sender:
             while rest is not None:
                 answer, why = await self._post(rest, key)
                 left = rest if answer is None else self._take(rest, answer)
+                if left is None:
+                    rest = None
+                    break
+                if left.rows.height < rest.rows.height:
+                    began = time.monotonic()  # a server that takes part after part is no reason to give up
                 if left is not rest:
                     rest, attempt, key = left, 0, uuid.uuid4().hex
-                if rest is None:
-                    break
                 pause = _pause_s(answer, attempt)
                 if time.monotonic() + pause > began + self._deadline_s:
                     tried = f"given up after {time.monotonic() - began:.0f} s"
-                    raise UserError(f"{self._url}: {why}, {tried}; is the API running there? (--url, --deadline)")
+                    told = "is the API running there? (--url, " if answer is None else "it answers, but takes no more for now ("
+                    raise UserError(f"{self._url}: {why}, {tried}; {told}--deadline)")
                 self.waiting = f"{why}, again in {pause:.1f} s"
                 self.counts.retries += 1
                 attempt += 1

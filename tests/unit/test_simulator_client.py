@@ -233,6 +233,21 @@ def test_the_deadline_ends_the_patience(api):
     assert len(api.requests) > 2
 
 
+def test_a_server_that_takes_part_after_part_is_not_given_up(api):
+    """The deadline is for a body of which nothing is taken: ten parts of it may take longer together."""
+
+    def behave(request: Request, number: int) -> Answer:
+        time.sleep(0.2)
+        return 202, {"Retry-After": "0"}, {"accepted": 1, "rejected": 0, "not_admitted": list(range(1, len(request.events)))}
+
+    api.behave = behave
+    assert send(api, events(10), deadline_s=1.5).counts.accepted == 10
+    assert api.requests[-1].at - api.requests[0].at > 1.5
+    api.behave = lambda request, number: (202, {"Retry-After": "0"}, {"accepted": 0, "not_admitted": list(range(10))})
+    with pytest.raises(UserError, match=r"202 Accepted, given up after \d s; it answers, but takes no more for now \(--deadline\)"):
+        send(api, events(10), deadline_s=0.35)
+
+
 def refuses(request: Request, number: int) -> Answer:
     return 503, {"Retry-After": "60"}, {}
 
