@@ -140,6 +140,12 @@ class Source:
         named = pl.concat([due, self._names[due["series"].to_numpy()]], how="horizontal")
         return spoil(named.with_columns(timestamp=pl.from_epoch("stamp", "ms").dt.replace_time_zone("UTC"))), begun
 
+    def forget(self, number: int) -> None:
+        """Drop the first `number` faults, which are over and written down."""
+        for fault in self.schedule.faults[:number]:
+            self.shown.pop(fault.number, None)
+        self.schedule.forget(number, self._polls.signals)
+
     def _count_shown(self, due: pl.DataFrame) -> None:
         rows = [(series, fault.number, fault.start, fault.end) for fault in self._on for series in fault.seen]
         seen = pl.DataFrame(rows, schema=dict.fromkeys(["series", "fault", "from", "to"], pl.Int64), orient="row")
@@ -195,7 +201,7 @@ class _Run:
         self.tally = _Tally()
         self._options, self._fleet, self._source, self._clock = options, fleet, source, clock
         self._begun: list[Fault] = []
-        self._written = 0
+        self._visible = 0  # faults that are over, shown, and for thresholds to find
 
     async def feed(self, sender: Sender, stop: asyncio.Event, on_progress: Callable[[Progress], None]) -> None:
         source, clock, began, told = self._source, self._clock, time.monotonic(), 0.0
@@ -228,23 +234,24 @@ class _Run:
 
     def write_truth(self, over: bool = False) -> None:
         """Append the faults that are over; with `over`, the rest as well, cut at the end of the run."""
-        faults = self._source.schedule.faults
-        until = self._written
-        while until < len(faults) and (over or faults[until].end <= self._source.at_ms):
+        waiting, shown = self._source.schedule.faults, self._source.shown
+        until = 0
+        while until < len(waiting) and (over or waiting[until].end <= self._source.at_ms):
             until += 1  # a fault waits for the ones before it, so that ids stay in order
-        if until > self._written and self._options.truth is not None:
-            over_now = truth_frame(self._fleet, faults[self._written : until], self._source.shown, self._source.at_ms)
-            append_truth(self._options.truth, over_now)
-        self._written = until
+        if not until:
+            return
+        if self._options.truth is not None:
+            append_truth(self._options.truth, truth_frame(self._fleet, waiting[:until], shown, self._source.at_ms))
+        self._visible += sum(fault.visible and fault.number in shown for fault in waiting[:until])
+        self._source.forget(until)
 
     def summary(self, sender: Sender, seconds: float) -> dict:
-        faults, shown = self._source.schedule.faults, self._source.shown
         labels = dict(zip(LABELS, self.tally.labels.tolist(), strict=True))
         return {
             **sender.counts.summary(),
             "events_per_second": round(sender.counts.sent / max(seconds, 1e-9), 1),
             "seconds": round(seconds, 2),
-            "faults": {"injected": len(faults), "expected_visible": sum(fault.visible and fault.number in shown for fault in faults)},
+            "faults": {"injected": self._source.schedule.made, "expected_visible": self._visible},
             **labels,
             "skewed": self.tally.skewed,
             "held": 0 if self._source.held is None else self._source.held.height,

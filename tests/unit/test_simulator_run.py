@@ -13,7 +13,7 @@ from test_simulator_client import Answer, Api, Request, api, taken  # noqa: F401
 from simulator.cli import add_simulate
 from simulator.errors import UserError
 from simulator.manners import GOOD, Manners
-from simulator.run import Clock, SimulateOptions, plan_fleet, simulate
+from simulator.run import Clock, SimulateOptions, Source, plan_fleet, simulate
 from simulator.truth import read_truth
 
 
@@ -88,6 +88,21 @@ def test_the_truth_is_what_was_sent(api, tmp_path):
             assert (cpu["value"] >= 95).all() and cpu.height
         if fault["kind"] == "device_silent":
             assert fault["device"] not in during["device"]
+
+
+def test_a_run_holds_the_faults_that_are_on(api, monkeypatch):
+    """Those that are over are counted and forgotten, or a run without an end would grow and become slow."""
+    held: list[int] = []
+
+    class Watched(Source):
+        def advance(self, to_ms):
+            held.append(len(self.schedule.faults))
+            return super().advance(to_ms)
+
+    monkeypatch.setattr("simulator.run.Source", Watched)
+    summary = run(api, speed=7200.0, interval_seconds=10, body_events=5000)
+    assert summary["faults"]["injected"] > 20 > 10 > max(held)
+    assert 0 < summary["faults"]["expected_visible"] < summary["faults"]["injected"]
 
 
 def test_time_never_passes_the_clock():
