@@ -5,9 +5,10 @@ simulated time waits for it: nothing is left out.
 """
 
 import asyncio
+import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -96,13 +97,19 @@ class Clock:
 
 def plan_fleet(options: SimulateOptions) -> tuple[Fleet, int]:
     """The fleet and its poll interval in ms. UserError for sizes that make no sense."""
-    least = {"sites": 1, "interfaces": 0, "devices": 1, "body_events": 1, "concurrency": 1, "interval_seconds": 0.001}
-    for name, limit in least.items():
+    least = {"sites": 1, "interfaces": 0, "devices": 1, "body_events": 1, "concurrency": 1}
+    for name, limit in (least | {"interval_seconds": 0.001, "fault_every_seconds": 0}).items():
         if (value := getattr(options, name)) is not None and value < limit:
             raise UserError(f"--{name.removesuffix('_seconds').replace('_', '-')} {value}: must be at least {limit}")
     for name in ("speed", "rate"):
         if (value := getattr(options, name)) is not None and value <= 0:
             raise UserError(f"--{name} {value}: must be above 0")
+    shares = asdict(options.manners)
+    for name, share in shares.items():
+        if not 0 <= share <= 1:
+            raise UserError(f"--{name} {share}: must be a share of the events, 0 to 1")
+    if round(together := math.fsum(shares.values()), 9) > 1:
+        raise UserError(f"{' '.join(f'--{name} {share}' for name, share in shares.items())}: together {together:g}, must be at most 1")
     devices, interval = options.devices or 20, options.interval_seconds
     if options.rate and options.devices is None:
         devices = max(1, round(options.rate * interval / options.speed / series_per_device(options.interfaces)))

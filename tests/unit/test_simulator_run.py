@@ -152,6 +152,21 @@ def test_a_rate_sizes_the_fleet_or_the_interval():
         plan_fleet(SimulateOptions(devices=0))
     with pytest.raises(UserError, match=r"--interval 1e-09: must be at least 0\.001"):
         plan_fleet(SimulateOptions(interval_seconds=1e-9))
+    with pytest.raises(UserError, match=r"--fault-every -1: must be at least 0"):
+        plan_fleet(SimulateOptions(fault_every_seconds=-1))
+
+
+def test_shares_are_shares():
+    """Of the same events: each from 0 to 1, and together no more than all of them."""
+    for manners, told in (
+        (Manners(late=5), "--late 5: must be a share"),
+        (Manners(malformed=-3), "--malformed -3: must be a share"),
+        (Manners(late=0.6, repeated=0.5, disordered=0, malformed=0), "--late 0.6 --repeated 0.5 .*: together 1.1, must be at most 1"),
+    ):
+        with pytest.raises(UserError, match=told):
+            plan_fleet(SimulateOptions(manners=manners))
+    for manners in (GOOD, Manners(1, 0, 0, 0), Manners(0.1, 0.2, 0.3, 0.4), Manners(0.7, 0.1, 0.1, 0.1)):
+        plan_fleet(SimulateOptions(manners=manners))
 
 
 @pytest.mark.parametrize("number", ["nan", "inf", "-inf", "1e300", "many"])
