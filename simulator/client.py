@@ -275,14 +275,14 @@ async def wait_for_server(
             await stopped(stop, 0.3)
 
 
-def trusted(ca_file: Path | None) -> ssl.SSLContext | bool:
+def trusted(ca_file: Path | None) -> ssl.SSLContext:
     """Whose certificates are believed: those of this file, else those of SSL_CERT_FILE or of this machine. UserError: no such file."""
-    if ca_file is None:
-        return True
+    file = os.environ.get("SSL_CERT_FILE") if ca_file is None else str(ca_file)
     try:
-        return ssl.create_default_context(cafile=str(ca_file))
+        return ssl.create_default_context(cafile=file or None)
     except OSError as error:  # an SSLError is one too
-        raise UserError(f"--ca-file {ca_file}: {error.strerror or error}; expected certificates as PEM") from None
+        place = "SSL_CERT_FILE" if ca_file is None else "--ca-file"
+        raise UserError(f"{place} {file}: {error.strerror or error}; expected certificates as PEM") from None
 
 
 def token_of(file: Path | None) -> str | None:

@@ -2,19 +2,22 @@
 
 import asyncio
 import json
+import ssl
 import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
 import polars as pl
 import pyarrow as pa
 import pytest
 
-from simulator.client import Sender, token_of
+from simulator.client import Sender, token_of, trusted
 from simulator.errors import UserError
 from simulator.wire import CONTENT_TYPES, bodies
+from tests.certificates import certificate
 
 AT = pl.lit(1_700_000_000_000).cast(pl.Datetime("ms")).dt.replace_time_zone("UTC")
 
@@ -307,6 +310,22 @@ def test_a_token_of_the_environment_is_cleaned_and_one_that_is_none_is_not_shown
         monkeypatch.setenv("PIPELINE_TOKEN", bad)
         with pytest.raises(UserError, match=r"^PIPELINE_TOKEN: it holds no token$"):
             token_of(None)
+
+
+def test_the_certificates_that_are_believed(tmp_path, monkeypatch):
+    """Those of --ca-file, else of SSL_CERT_FILE, else this machine's; a file that has none is named."""
+    mine, other = (certificate(tmp_path, name)[0] for name in ("mine", "other"))
+    names = {"commonName": "mine"}, {"commonName": "other"}
+    monkeypatch.setenv("SSL_CERT_FILE", str(other))
+    for context, name in zip((trusted(mine), trusted(None)), names, strict=True):
+        assert [dict(*found["subject"]) for found in context.get_ca_certs()] == [name]
+    monkeypatch.delenv("SSL_CERT_FILE")
+    assert trusted(None).get_ca_certs() == ssl.create_default_context().get_ca_certs()
+    monkeypatch.setenv("SSL_CERT_FILE", "/nope")
+    with pytest.raises(UserError, match=r"^SSL_CERT_FILE /nope: No such file or directory; expected certificates as PEM$"):
+        trusted(None)
+    with pytest.raises(UserError, match=r"^--ca-file /dev/null: .*; expected certificates as PEM$"):
+        trusted(Path("/dev/null"))
 
 
 @pytest.mark.parametrize("url", ["localhost:8000", "ftp://x", "http://", "http://h:port"])
