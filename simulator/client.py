@@ -15,6 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 import httpx
 import polars as pl
@@ -86,7 +87,7 @@ class Sender:
         self._prefer = {"Prefer": "handling=lenient"} if parts else {}
         headers = {"Authorization": f"Bearer {token}"} if token else {}
         limits = httpx.Limits(max_connections=lanes, max_keepalive_connections=lanes)
-        self._client = httpx.AsyncClient(headers=headers, limits=limits, timeout=timeout_s, verify=trusted(ca_file))
+        self._client = _client(ca_file, headers=headers, limits=limits, timeout=timeout_s)
         self._queues: list[asyncio.Queue[Body | None]] = [asyncio.Queue(_LANE_BODIES_MAX) for _ in range(lanes)]
         self._workers: list[asyncio.Task[None]] = []
         self._failure: BaseException | None = None
@@ -241,7 +242,7 @@ def check_url(url: str) -> str:
         parsed = httpx.URL(url)
     except httpx.InvalidURL as error:
         raise UserError(f"--url {url}: {error}; expected something like http://127.0.0.1:8000") from None
-    if parsed.scheme not in ("http", "https") or not parsed.host:
+    if parsed.scheme not in ("http", "https") or not parsed.host or not 0 <= (parsed.port or 0) < 2**16:
         raise UserError(f"--url {url}: expected something like http://127.0.0.1:8000")
     return url.rstrip("/")
 
@@ -260,7 +261,7 @@ async def wait_for_server(
 ) -> None:
     """Return once the server answers anything at all, or `stop` is set; UserError after `wait_s`."""
     until = time.monotonic() + wait_s
-    async with httpx.AsyncClient(timeout=5, verify=trusted(ca_file)) as client:
+    async with _client(ca_file, timeout=5) as client:
         while not stop.is_set():
             try:
                 await client.get(check_url(url) + "/healthz")
@@ -273,6 +274,15 @@ async def wait_for_server(
                 raise UserError(f"{url}: not reachable after {wait_s:g} s ({why}); start the API, or point --url at it")
             on_wait(f"waiting for {url}: {why}")
             await stopped(stop, 0.3)
+
+
+def _client(ca_file: Path | None, **options: Any) -> httpx.AsyncClient:
+    """UserError: a proxy of the environment that cannot be used."""
+    verify = trusted(ca_file)
+    try:
+        return httpx.AsyncClient(verify=verify, **options)
+    except (ImportError, ValueError, httpx.InvalidURL) as error:  # a SOCKS proxy needs a package; a scheme, or a URL, that is none
+        raise UserError(f"HTTP_PROXY, HTTPS_PROXY or ALL_PROXY: {error}") from None
 
 
 def trusted(ca_file: Path | None) -> ssl.SSLContext:

@@ -27,6 +27,7 @@ _TICK_S = 0.25
 _PROGRESS_S = 1.0
 _STEP_EVENTS = 50_000  # made at once at most: bounds memory when there is much to catch up with
 _QUIET_MS = 15_000  # no fault starts this close to the end of a run: nobody could find it in time
+_FIRST_MS = -62_135_510_400_000  # the second day of the year 1: a clock that is behind says a time before a run's start
 
 
 @dataclass(frozen=True)
@@ -88,6 +89,8 @@ class Clock:
         gained = options.history_seconds if lasts is None else (options.speed - 1) * lasts
         self.start_ms = round(1000 * (self._began - (gained if options.speed > 1 else 0)))
         self.end_ms = None if lasts is None else self.start_ms + round(1000 * options.speed * lasts)
+        if self.start_ms < _FIRST_MS:
+            raise UserError(f"--speed {options.speed:g} --for {lasts:g}: it would have to begin before the year 1")
 
     def read_ms(self) -> int:
         now = self._now()
@@ -248,7 +251,10 @@ class _Run:
         if not until:
             return
         if self._options.truth is not None:
-            append_truth(self._options.truth, truth_frame(self._fleet, waiting[:until], shown, self._source.at_ms))
+            try:
+                append_truth(self._options.truth, truth_frame(self._fleet, waiting[:until], shown, self._source.at_ms))
+            except OSError as error:
+                raise UserError(f"--truth {self._options.truth}: {error.strerror}") from None
         self._visible += sum(fault.visible and fault.number in shown for fault in waiting[:until])
         self._source.forget(until)
 

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import ssl
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -14,7 +15,7 @@ import polars as pl
 import pyarrow as pa
 import pytest
 
-from simulator.client import Sender, token_of, trusted
+from simulator.client import Sender, token_of, trusted, wait_for_server
 from simulator.errors import UserError
 from simulator.wire import CONTENT_TYPES, bodies
 from tests.certificates import certificate
@@ -328,10 +329,20 @@ def test_the_certificates_that_are_believed(tmp_path, monkeypatch):
         trusted(Path("/dev/null"))
 
 
-@pytest.mark.parametrize("url", ["localhost:8000", "ftp://x", "http://", "http://h:port"])
+@pytest.mark.parametrize("url", ["localhost:8000", "ftp://x", "http://", "http://h:port", "http://h:99999", "http://h:-5"])
 def test_a_url_that_is_none_is_named(url):
     with pytest.raises(UserError, match="--url"):
         Sender(url)
+
+
+@pytest.mark.parametrize(("proxy", "message"), [("socks5://h:1", "ALL_PROXY: Using SOCKS"), ("what://h:1", "ALL_PROXY: Unknown scheme")])
+def test_a_proxy_that_cannot_be_used_is_told(monkeypatch, proxy, message):
+    monkeypatch.setitem(sys.modules, "socksio", None)  # as where it is not installed
+    monkeypatch.setenv("ALL_PROXY", proxy)
+    with pytest.raises(UserError, match=message):
+        Sender("http://h")
+    with pytest.raises(UserError, match=message):
+        asyncio.run(wait_for_server("http://h", 0, asyncio.Event()))
 
 
 def test_integers_stay_exact_in_every_form():

@@ -5,6 +5,7 @@ import asyncio
 import itertools
 import json
 import time
+from pathlib import Path
 
 import polars as pl
 import pytest
@@ -116,6 +117,8 @@ def test_time_never_passes_the_clock():
         assert live.read_ms() == round(at[0] * 1000)
         assert max(back.read_ms(), endless.read_ms()) <= at[0] * 1000
     assert back.read_ms() == back.end_ms == 1_020_000
+    with pytest.raises(UserError, match=r"--speed 1e\+09 --for 3600: it would have to begin before the year 1"):
+        Clock(SimulateOptions(speed=1e9, duration_seconds=3600), time.time)
     assert endless.read_ms() == 1_500_000
 
 
@@ -224,3 +227,10 @@ def test_the_command_ends_with_one_json_object(api, tmp_path, capsys):
     args = parser.parse_args(["simulate", "--url", api.url, "--truth", "/nowhere/truth"])
     assert args.func(args) == 2
     assert capsys.readouterr().err.startswith("--truth /nowhere/truth: No such file")
+
+
+def test_a_full_disk_under_the_truth_is_told_in_one_line(api):
+    """What was sent before is answered; the run ends."""
+    with pytest.raises(UserError, match=r"^--truth /dev/full: No space left on device$"):
+        run(api, truth=Path("/dev/full"))
+    assert api.events
