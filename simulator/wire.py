@@ -5,6 +5,7 @@ Columns: device, interface, metric, timestamp (Datetime, UTC), optionally kind a
 as a string and is there to be refused. A null is sent as null, or left out of tags.
 """
 
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from io import BytesIO
@@ -51,9 +52,17 @@ def json_lines(events: pl.DataFrame) -> pl.Series:
         _json(pl.col("value")) if "value" in events.columns else _literal(),
     ]
     if "tags" in events.columns:
-        tags = pl.col("tags").struct.json_encode().str.replace_all(r'"(?:[^"\\]|\\.)*":null,?', "").str.replace(",}", "}", literal=True)
-        parts += [pl.lit(',"tags":'), pl.when(pl.col("tags").is_null()).then(pl.lit("{}")).otherwise(tags)]
+        parts += [pl.lit(',"tags":{'), _tags(events), pl.lit("}")]
     return events.select(pl.concat_str(*parts, pl.lit("}"))).to_series()
+
+
+def _tags(events: pl.DataFrame) -> pl.Expr:
+    """Tag by tag, as nothing in the text of all of them tells a null for sure: a tag may say anything."""
+    names = [field.name for field in events.schema["tags"].fields]
+    numbered = pl.col("tags").struct.rename_fields([str(at) for at in range(len(names))])  # a name like "*" would mean all of them
+    tags = [(json.dumps(name) + ":", numbered.struct.field(str(at))) for at, name in enumerate(names)]
+    said = [pl.when(tag.is_not_null()).then(pl.lit(name) + _json(tag)) for name, tag in tags]
+    return pl.concat_str(*said, separator=",", ignore_nulls=True) if said else pl.lit("")
 
 
 def _json(value: pl.Expr) -> pl.Expr:

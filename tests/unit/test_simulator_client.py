@@ -362,6 +362,22 @@ def test_integers_stay_exact_in_every_form():
     assert len(sent) == 7
 
 
+def test_tags_may_say_anything():
+    """What looks like JSON in a tag's name or value stays as it is; a null is left out, wherever it stands."""
+    odd = [":null", ":null,", ",", ",}", '"', '":null,"', "\\", "{", "}", "", "ü\n", "*", "^a.*$"]
+    told = [{"a,": value, f"{value}:null": None, value: "x", "z": None} for value in odd] + [None, {}]
+    names = sorted({name for tags in told for name in tags or {}})
+    frame = pl.DataFrame(
+        {"device": "d", "metric": "m", "value": 1.0, "tags": told}, schema_overrides={"tags": pl.Struct(dict.fromkeys(names, pl.String))}
+    ).with_columns(timestamp=AT)
+    for form in ("json", "ndjson"):
+        (body,) = bodies(frame, form, 100)
+        sent = [event["tags"] for event in decode(CONTENT_TYPES[form], body.content)]
+        assert sent == [{name: value for name, value in (tags or {}).items() if value is not None} for tags in told]
+    (body,) = bodies(frame.with_columns(tags=pl.lit({}, pl.Struct({}))), "json", 100)
+    assert json.loads(body.content)[0]["tags"] == {}
+
+
 def test_microseconds_are_kept():
     """A time with microseconds goes as RFC 3339; a null tag is left out."""
     frame = pl.DataFrame({"device": "d", "metric": "m", "value": 1.0, "tags": [{"a": "1", "b": None}], "timestamp": 1_700_000_000_000_001})
