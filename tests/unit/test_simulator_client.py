@@ -362,6 +362,21 @@ def test_integers_stay_exact_in_every_form():
     assert len(sent) == 7
 
 
+def test_arrow_holds_what_64_bits_hold():
+    """Both ends of them side by side; an integer beyond is told, with where it is, and JSON sends it for the API to judge."""
+    ends = [2**64 - 1, -(2**63), -(2**53) - 1, 2**53 + 1, 7]
+    empty = {"number": pl.lit(None, pl.Float64), "text": pl.lit(None, pl.String), "timestamp": AT}
+    frame = pl.DataFrame({"device": "d", "metric": "m", "integer": ends}, schema_overrides={"integer": pl.Int128}).with_columns(**empty)
+    sent = [event["value"] for body in bodies(frame, "arrow", 100) for event in decode(CONTENT_TYPES["arrow"], body.content)]
+    assert sorted(sent) == sorted(ends)
+    for beyond in (2**64, -(2**63) - 1, 2**127 - 1, -(2**127)):
+        odd = frame.with_columns(integer=pl.Series([*ends[:4], beyond], dtype=pl.Int128))
+        with pytest.raises(UserError, match=f"^--form arrow cannot hold the integer {beyond} of device d, metric m"):
+            list(bodies(odd, "arrow", 100))
+        (body,) = bodies(odd, "json", 100)
+        assert json.loads(body.content)[-1]["value"] == beyond
+
+
 def test_tags_may_say_anything():
     """What looks like JSON in a tag's name or value stays as it is; a null is left out, wherever it stands."""
     odd = [":null", ":null,", ",", ",}", '"', '":null,"', "\\", "{", "}", "", "ü\n", "*", "^a.*$"]
