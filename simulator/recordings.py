@@ -162,7 +162,7 @@ def _value(kind: pl.DataType) -> dict[str, pl.Expr]:
     """Integers, other numbers, and text that is neither (sent as it is, for the API to refuse), apart: no integer is rounded."""
     value = pl.col("value")
     empty = {"integer": pl.lit(None, pl.Int128), "number": pl.lit(None, pl.Float64), "text": pl.lit(None, pl.String)}
-    if kind.is_integer() or kind == pl.Boolean:
+    if kind.is_integer() or kind == pl.Boolean or (isinstance(kind, pl.Decimal) and kind.scale == 0):
         return empty | {"integer": value.cast(pl.Int128)}
     if kind != pl.String:
         return empty | {"number": value.cast(pl.Float64)}

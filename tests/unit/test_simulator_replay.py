@@ -8,6 +8,7 @@ import signal
 import threading
 import time
 from datetime import UTC, datetime, timedelta
+from decimal import Decimal
 from pathlib import Path
 
 import numpy as np
@@ -129,6 +130,22 @@ def test_text_formats_keep_every_digit(api, tmp_path):
     assert times(by_device["c"]) == [1704067200000, 1704067201000, 1704067202500, 1704067203000, 1704067204000]
     assert [event["value"] for event in by_device["j"]] == [large, 0.1]
     assert by_device["j"][0]["tags"] == {"a": "1"} and by_device["j"][1]["kind"] == "gauge"
+
+
+@pytest.mark.parametrize(
+    ("kind", "values"),
+    [
+        (pl.Decimal(20, 0), [Decimal(2**64 - 1), Decimal(-7)]),
+        (pl.Decimal(20, 2), [Decimal("1.25"), Decimal(3)]),
+        (pl.UInt64, [2**64 - 1, 2**53 + 1]),
+    ],
+)
+def test_numbers_of_a_parquet_file_keep_their_digits(api, tmp_path, kind, values):
+    """A database's NUMERIC without a fraction is an integer, whatever its size."""
+    frame = pl.DataFrame({"device": "d", "metric": "m", "value": pl.Series(values, dtype=kind), "timestamp": [START, START]})
+    frame.write_parquet(tmp_path / "a.parquet")
+    play(api, tmp_path / "a.parquet", body_events=10)
+    assert [event["value"] for event in api.events] == values
 
 
 def test_what_only_the_last_line_has_is_sent_as_well(api, tmp_path):
