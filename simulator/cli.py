@@ -108,7 +108,7 @@ def _sending_arguments(parser: argparse.ArgumentParser, default: SimulateOptions
     add("--body-events", type=int, default=default.body_events, metavar="N", help="in one body at most (default %(default)s)")
     add("--concurrency", type=int, default=default.concurrency, metavar="N", help="requests in flight at most (default %(default)s)")
     add("--wait", type=_real, default=default.wait_seconds, metavar="S", help="for a server that is not up yet (default %(default)s)")
-    add("--deadline", type=_real, default=default.deadline_seconds, metavar="S", help="how long one body is tried (default %(default)s)")
+    add("--deadline", type=_real, default=default.deadline_seconds, metavar="S", help="for a body that is not taken (default %(default)s)")
     add("--json", action="store_true", help="end with the summary as one JSON object on stdout")
 
 

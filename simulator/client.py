@@ -15,6 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 import httpx
 import polars as pl
@@ -55,7 +56,7 @@ class Counts:
 class Sender:
     """`async with Sender(...) as sender: await sender.send(lane, body)`. Leaving the block waits until all is answered.
 
-    deadline_s   how long one body is tried before it is given up, which ends the run with a UserError
+    deadline_s   how long one body is tried while the server takes nothing of it; then it is given up, which ends the run with a UserError
     drain_s      how long bodies are still tried once `stop` is set; then the rest is counted as undelivered
     parts        whether the server may take a part of a body: what waits then comes after what the same device sent later
     on_answered  gets the rows of each body (or part of one) that the server has taken or set aside
@@ -86,7 +87,7 @@ class Sender:
         self._prefer = {"Prefer": "handling=lenient"} if parts else {}
         headers = {"Authorization": f"Bearer {token}"} if token else {}
         limits = httpx.Limits(max_connections=lanes, max_keepalive_connections=lanes)
-        self._client = httpx.AsyncClient(headers=headers, limits=limits, timeout=timeout_s, verify=trusted(ca_file))
+        self._client = _client(ca_file, headers=headers, limits=limits, timeout=timeout_s)
         self._queues: list[asyncio.Queue[Body | None]] = [asyncio.Queue(_LANE_BODIES_MAX) for _ in range(lanes)]
         self._workers: list[asyncio.Task[None]] = []
         self._failure: BaseException | None = None
@@ -158,14 +159,18 @@ class Sender:
             while rest is not None:
                 answer, why = await self._post(rest, key)
                 left = rest if answer is None else self._take(rest, answer)
+                if left is None:
+                    rest = None
+                    break
+                if left.rows.height < rest.rows.height:
+                    began = time.monotonic()  # a server that takes part after part is no reason to give up
                 if left is not rest:
                     rest, attempt, key = left, 0, uuid.uuid4().hex
-                if rest is None:
-                    break
                 pause = _pause_s(answer, attempt)
                 if time.monotonic() + pause > began + self._deadline_s:
                     tried = f"given up after {time.monotonic() - began:.0f} s"
-                    raise UserError(f"{self._url}: {why}, {tried}; is the API running there? (--url, --deadline)")
+                    told = "is the API running there? (--url, " if answer is None else "it answers, but takes no more for now ("
+                    raise UserError(f"{self._url}: {why}, {tried}; {told}--deadline)")
                 self.waiting = f"{why}, again in {pause:.1f} s"
                 self.counts.retries += 1
                 attempt += 1
@@ -237,7 +242,7 @@ def check_url(url: str) -> str:
         parsed = httpx.URL(url)
     except httpx.InvalidURL as error:
         raise UserError(f"--url {url}: {error}; expected something like http://127.0.0.1:8000") from None
-    if parsed.scheme not in ("http", "https") or not parsed.host:
+    if parsed.scheme not in ("http", "https") or not parsed.host or not 0 <= (parsed.port or 0) < 2**16:
         raise UserError(f"--url {url}: expected something like http://127.0.0.1:8000")
     return url.rstrip("/")
 
@@ -256,7 +261,7 @@ async def wait_for_server(
 ) -> None:
     """Return once the server answers anything at all, or `stop` is set; UserError after `wait_s`."""
     until = time.monotonic() + wait_s
-    async with httpx.AsyncClient(timeout=5, verify=trusted(ca_file)) as client:
+    async with _client(ca_file, timeout=5) as client:
         while not stop.is_set():
             try:
                 await client.get(check_url(url) + "/healthz")
@@ -271,14 +276,23 @@ async def wait_for_server(
             await stopped(stop, 0.3)
 
 
-def trusted(ca_file: Path | None) -> ssl.SSLContext | bool:
-    """Whose certificates are believed: those of this file, else those of SSL_CERT_FILE or of this machine. UserError: no such file."""
-    if ca_file is None:
-        return True
+def _client(ca_file: Path | None, **options: Any) -> httpx.AsyncClient:
+    """UserError: a proxy of the environment that cannot be used."""
+    verify = trusted(ca_file)
     try:
-        return ssl.create_default_context(cafile=str(ca_file))
+        return httpx.AsyncClient(verify=verify, **options)
+    except (ImportError, ValueError, httpx.InvalidURL) as error:  # a SOCKS proxy needs a package; a scheme, or a URL, that is none
+        raise UserError(f"HTTP_PROXY, HTTPS_PROXY or ALL_PROXY: {error}") from None
+
+
+def trusted(ca_file: Path | None) -> ssl.SSLContext:
+    """Whose certificates are believed: those of this file, else those of SSL_CERT_FILE or of this machine. UserError: no such file."""
+    file = os.environ.get("SSL_CERT_FILE") if ca_file is None else str(ca_file)
+    try:
+        return ssl.create_default_context(cafile=file or None)
     except OSError as error:  # an SSLError is one too
-        raise UserError(f"--ca-file {ca_file}: {error.strerror or error}; expected certificates as PEM") from None
+        place = "SSL_CERT_FILE" if ca_file is None else "--ca-file"
+        raise UserError(f"{place} {file}: {error.strerror or error}; expected certificates as PEM") from None
 
 
 def token_of(file: Path | None) -> str | None:

@@ -83,7 +83,7 @@ class ReplayConsole:
         self._console.print(notice, highlight=False, markup=False, soft_wrap=True)
 
     def show(self, progress: ReplayProgress) -> None:
-        line = progress.waiting or f"{datetime.fromtimestamp(progress.event_time_us / 1e6, UTC):%F %T} UTC"
+        line = progress.waiting or f"{datetime.fromtimestamp(progress.event_time_us // 1_000_000, UTC):%F %T} UTC"
         if self._bar and self._task is not None:
             self._bar.update(self._task, description=line, completed=progress.sent, total=progress.total)
         else:

@@ -7,7 +7,7 @@
     reset    all counters of device `key` start from 0 at `start`
 
 A counter remembers: the effect of `rate` and `reset` lasts after `end`. Two rate effects on one series must not overlap
-in time, or its counter could run backwards.
+in time, or its counter could run backwards. What lasts can be kept as a `Past` instead of the effects.
 """
 
 from dataclasses import dataclass
@@ -47,15 +47,39 @@ class _Action:
         return row[holds], effect[holds]
 
 
-class Effects:
-    """Effects, sorted for look-up. `Effects()` has none: the fleet is healthy."""
+@dataclass(frozen=True)
+class Past:
+    """What effects that are over have left in each series, modulo 2^64: counted besides its own total; the total that reads as 0."""
 
-    def __init__(self, rows: pl.DataFrame | None = None) -> None:
+    added: np.ndarray
+    zero: np.ndarray
+
+
+class Effects:
+    """Effects, sorted for look-up, and what earlier ones left. `Effects()` has none: the fleet is healthy."""
+
+    def __init__(self, rows: pl.DataFrame | None = None, past: Past | None = None) -> None:
+        self._past = past
         rows = pl.DataFrame(schema=SCHEMA) if rows is None else rows.sort("key", "start", maintain_order=True)
         columns = ["key", "fault", "start", "end", "level", "spread"]
         self._actions = {
             action: _Action(*(rows.filter(pl.col("action") == action)[name].to_numpy() for name in columns)) for action in ACTIONS
         }
+
+    def past(self, signals: Signals, over: list[int]) -> Past:
+        """What is left once the effects of the faults `over` are left out: the same values to the bit, from the end of these faults on.
+
+        Of two that touch one device the earlier must be left out first, or both at once.
+        """
+        past = self._past or Past(np.zeros(len(signals.counts), dtype=np.uint64), -signals.start)
+        added, zero = past.added.copy(), past.zero.copy()
+        reset, rate = self._actions["reset"], self._actions["rate"]
+        for effect in np.flatnonzero(np.isin(reset.fault, over)):  # in order of start: the newest boot stays
+            series = np.flatnonzero(signals.counts & (signals.device == reset.key[effect]))
+            zero[series] = self._counted(signals, series, np.full(len(series), reset.start[effect]))
+        effect = np.flatnonzero(np.isin(rate.fault, over))
+        np.add.at(added, rate.key[effect], self._forced(signals, effect, rate.end[effect]))
+        return Past(added, zero)
 
     def silent(self, device: np.ndarray, t_ms: np.ndarray) -> np.ndarray:
         """Whether the device says nothing at that time."""
@@ -92,7 +116,7 @@ class Effects:
 
     def _counters(self, signals: Signals, series: np.ndarray, t_ms: np.ndarray) -> np.ndarray:
         count = self._counted(signals, series, t_ms)
-        zero = -signals.start[series]  # modulo 2^64, as a counter goes
+        zero = -signals.start[series] if self._past is None else self._past.zero[series]  # modulo 2^64, as a counter goes
         row, effect = self._actions["reset"].pairs(signals.device[series], t_ms, lasting=True)
         boot = np.full(len(series), -1, dtype=np.int64)
         boot[row] = self._actions["reset"].start[effect]  # in order of start: the newest boot stays
@@ -103,11 +127,17 @@ class Effects:
     def _counted(self, signals: Signals, series: np.ndarray, t_ms: np.ndarray) -> np.ndarray:
         """Total since the epoch, with the stretches under a rate effect counted at the effect's rate."""
         count = signals.total(series, t_ms)
+        if self._past is not None:
+            count += self._past.added[series]
         action = self._actions["rate"]
         row, effect = action.pairs(series, t_ms, lasting=True)
         if len(row):
-            until = np.minimum(t_ms[row], action.end[effect])
-            own = signals.total(series[row], until) - signals.total(series[row], action.start[effect])
-            forced = np.floor(action.level[effect] * (until - action.start[effect]) / 1000).astype(np.uint64)
-            np.add.at(count, row, forced - own)
+            np.add.at(count, row, self._forced(signals, effect, np.minimum(t_ms[row], action.end[effect])))
         return count
+
+    def _forced(self, signals: Signals, effect: np.ndarray, until: np.ndarray) -> np.ndarray:
+        """What rate effects made their series count until then, less what these would have counted themselves."""
+        action = self._actions["rate"]
+        series, start = action.key[effect], action.start[effect]
+        own = signals.total(series, until) - signals.total(series, start)
+        return np.floor(action.level[effect] * (until - start) / 1000).astype(np.uint64) - own

@@ -12,10 +12,11 @@ from functools import partial
 import numpy as np
 import polars as pl
 
-from simulator.effects import SCHEMA, Effects
+from simulator.effects import SCHEMA, Effects, Past
 from simulator.fleet import Fleet
 from simulator.hashing import mix, unit
 from simulator.metrics import SIGNALS, STATUS_DOWN
+from simulator.signals import Signals
 
 FIRST_FAULT_MS = 8_000
 _LENGTH_MIN_MS = 20_000
@@ -153,11 +154,16 @@ KINDS = ["link_flap", "cpu_runaway", "error_burst", "congestion", "reboot", "dev
 
 
 class Schedule:
-    """The faults of a run, made as far as they are asked for. `gap_ms` between starts on average; 0: none ever."""
+    """The faults of a run, made as far as they are asked for. `gap_ms` between starts on average; 0: none ever.
+
+    `faults` are those that nobody has asked to forget, `made` is how many there were in all.
+    """
 
     def __init__(self, fleet: Fleet, start_ms: int, gap_ms: int, interval_ms: int, last_start_ms: int | None = None) -> None:
         self.faults: list[Fault] = []
+        self.made = 0
         self.effects = Effects()
+        self._past: Past | None = None
         self._net = Map(fleet)
         self._fleet, self._start_ms, self._gap_ms, self._interval_ms = fleet, start_ms, gap_ms, interval_ms
         self._last_start_ms = last_start_ms
@@ -175,13 +181,23 @@ class Schedule:
             fault = self._place(self._tried, start)
             self._tried += 1
             if fault is not None:
-                fault.number = len(self.faults)
+                fault.number = self.made
+                self.made += 1
                 self.faults.append(fault)
                 new.append(fault)
         if new:
-            rows = [(fault.number, *effect) for fault in self.faults for effect in fault.effects]
-            self.effects = Effects(pl.DataFrame(rows, schema=SCHEMA, orient="row"))
+            self._apply()
         return new
+
+    def forget(self, number: int, signals: Signals) -> None:
+        """Drop the first `number` faults, or an endless run would hold ever more. Nothing before the end of these can be asked any more."""
+        self._past = self.effects.past(signals, [fault.number for fault in self.faults[:number]])
+        del self.faults[:number]
+        self._apply()
+
+    def _apply(self) -> None:
+        rows = [(fault.number, *effect) for fault in self.faults for effect in fault.effects]
+        self.effects = Effects(pl.DataFrame(rows, schema=SCHEMA, orient="row"), self._past)
 
     def _dice(self, number: int, throw: int) -> float:
         return float(unit(self._fleet.seed, 6, number, throw)[0])

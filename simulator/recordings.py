@@ -3,7 +3,7 @@
 A plan (one pass over the times and devices) says how many events each second holds; a stretch is as many whole seconds
 as hold about `STRETCH_EVENTS`. Each stretch is one filtered scan of the files it touches. Memory: two stretches, and 32 bytes for
 each second that has events. A Parquet file in order of time is read once in all; one that is not (or CSV, NDJSON) is read again for
-each of its stretches: sorting a file much larger than memory by time first pays off.
+each of its stretches: sorting a file much larger than memory by time first pays off. NDJSON is read once more, for its columns.
 """
 
 from collections.abc import Callable
@@ -17,11 +17,13 @@ from simulator.errors import UserError
 
 STRETCH_EVENTS = 400_000
 GAP_US = 5_000_000  # recorded gaps over this take no time in a replay
+YEARS_MS = (-62_135_596_800_000, 253_402_300_799_999)  # 1 to 9999, what RFC 3339 can say; epoch us or ns taken for ms are beyond
 _EVENT = ["device", "interface", "metric", "value", "timestamp", "kind", "tags"]
 _READERS: dict[str, Callable[[Path], pl.LazyFrame]] = {
     ".parquet": pl.scan_parquet,
     ".csv": lambda path: pl.scan_csv(path, infer_schema=False),  # text: an inferred type would round integers over 2^63
-    ".ndjson": lambda path: pl.scan_ndjson(path, infer_schema_length=10_000, schema_overrides={"value": pl.String}),
+    # Looked through to its end: a column or a tag that no line so far had would be left out of all events.
+    ".ndjson": lambda path: pl.scan_ndjson(path, infer_schema_length=None, schema_overrides={"value": pl.String}),
 }
 _ALIASES = {".pq": ".parquet", ".jsonl": ".ndjson"}
 
@@ -81,7 +83,8 @@ class Recordings:
             second = _collect(path, by_second.agg(events=pl.len(), first=at.min(), last=at.max()))
             devices.append(_collect(path, frame.group_by("device").agg(events=pl.len())))
             if unread := second.filter(pl.col("start").is_null())["events"].sum():
-                raise UserError(f"{path}: {unread} rows without a readable timestamp; expected RFC 3339 or epoch milliseconds")
+                way_out = "expected RFC 3339 or epoch milliseconds, of the years 1 to 9999"
+                raise UserError(f"{path}: {unread} rows without a readable timestamp; {way_out}")
             if second.height:
                 self._spans[path] = (int(second["first"].min()), int(second["last"].max()))  # type: ignore[arg-type]
             seconds.append(second)
@@ -139,24 +142,27 @@ def _normal(frame: pl.LazyFrame, path: Path, plain: bool) -> pl.LazyFrame:
 
 
 def _time(kind: pl.DataType, path: Path) -> pl.Expr:
+    """Null where there is none, or one of a year beyond: left out before ms become us, as that would overflow into some other year."""
     at = pl.col("timestamp")
     if isinstance(kind, pl.Datetime):
+        at = pl.when(at.dt.epoch("ms").is_between(*YEARS_MS)).then(at)
         at = at.dt.replace_time_zone("UTC") if kind.time_zone is None else at.dt.convert_time_zone("UTC")
-    elif kind.is_integer():
-        at = pl.from_epoch(at, "ms").dt.replace_time_zone("UTC")
-    elif kind == pl.String:
-        number = pl.from_epoch(at.cast(pl.Int64, strict=False), "ms").dt.replace_time_zone("UTC").cast(pl.Datetime("us", "UTC"))
-        at = pl.coalesce(number, at.str.to_datetime(time_unit="us", time_zone="UTC", strict=False, format="%+"))
-    else:
-        raise UserError(f"{path}: column timestamp is {kind}; expected a timestamp, RFC 3339 text or epoch milliseconds")
-    return at.cast(pl.Datetime("us", "UTC"))
+        return at.cast(pl.Datetime("us", "UTC"))
+    number = at.cast(pl.Int64, strict=False)
+    number = pl.from_epoch(pl.when(number.is_between(*YEARS_MS)).then(number) * 1000, "us").dt.replace_time_zone("UTC")
+    if kind.is_integer():
+        return number
+    if kind == pl.String:
+        text = at.str.to_datetime(time_unit="us", time_zone="UTC", strict=False, format="%+")
+        return pl.coalesce(number, pl.when(text.dt.epoch("ms").is_between(*YEARS_MS)).then(text))
+    raise UserError(f"{path}: column timestamp is {kind}; expected a timestamp, RFC 3339 text or epoch milliseconds")
 
 
 def _value(kind: pl.DataType) -> dict[str, pl.Expr]:
     """Integers, other numbers, and text that is neither (sent as it is, for the API to refuse), apart: no integer is rounded."""
     value = pl.col("value")
     empty = {"integer": pl.lit(None, pl.Int128), "number": pl.lit(None, pl.Float64), "text": pl.lit(None, pl.String)}
-    if kind.is_integer() or kind == pl.Boolean:
+    if kind.is_integer() or kind == pl.Boolean or (isinstance(kind, pl.Decimal) and kind.scale == 0):
         return empty | {"integer": value.cast(pl.Int128)}
     if kind != pl.String:
         return empty | {"number": value.cast(pl.Float64)}

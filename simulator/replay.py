@@ -8,7 +8,7 @@ import asyncio
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
 
@@ -17,11 +17,12 @@ import polars as pl
 
 from simulator.client import Sender, stopped, wait_for_server
 from simulator.errors import UserError
-from simulator.recordings import GAP_US, Plan, Recordings
+from simulator.recordings import GAP_US, YEARS_MS, Plan, Recordings
 
 _PULSE_S = 0.1  # events due within one pulse are sent together
 _PULSE_EVENTS = 32_000  # at most; also the pulse of a replay without a pace
 _PROGRESS_S = 0.2
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 @dataclass(frozen=True)
@@ -68,7 +69,7 @@ async def replay(
     stop = stop or asyncio.Event()
     if options.speed < 0 or options.body_events < 1 or options.concurrency < 1:
         raise UserError("--speed must be at least 0, --body-events and --concurrency at least 1")
-    recordings = Recordings(options.files, options.start, options.end)
+    recordings = await asyncio.to_thread(Recordings, options.files, options.start, options.end)
     for notice in recordings.notices:
         on_notice(notice)
     plan = await asyncio.to_thread(recordings.plan)
@@ -115,6 +116,8 @@ class _Player:
         # long after now, and the events before it would be ahead of the clock: there the last one is put at now.
         lasts_s = plan.played_us / 1e6 / options.speed if options.speed >= 1 else 0.0
         self.shift_us = round((now_s + lasts_s) * 1000) * 1000 - plan.last_us if options.shift_to_now else 0
+        if plan.first_us + self.shift_us < YEARS_MS[0] * 1000:
+            raise UserError("--shift-to-now: the first event would be before the year 1; leave out with --start or --end what is far off")
         self._lane_of = {device: rank % options.concurrency for rank, device in enumerate(plan.devices)}
 
     def due_s(self, events: pl.DataFrame) -> np.ndarray:
@@ -165,4 +168,4 @@ async def _tick(sender: Sender, plan: Plan, player: _Player, on_progress: Callab
 
 
 def _rfc3339(at_us: int) -> str:
-    return datetime.fromtimestamp(at_us / 1e6, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    return (_EPOCH + timedelta(microseconds=at_us)).isoformat(timespec="milliseconds").replace("+00:00", "Z")

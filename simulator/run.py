@@ -5,9 +5,10 @@ simulated time waits for it: nothing is left out.
 """
 
 import asyncio
+import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +27,7 @@ _TICK_S = 0.25
 _PROGRESS_S = 1.0
 _STEP_EVENTS = 50_000  # made at once at most: bounds memory when there is much to catch up with
 _QUIET_MS = 15_000  # no fault starts this close to the end of a run: nobody could find it in time
+_FIRST_MS = -62_135_510_400_000  # the second day of the year 1: a clock that is behind says a time before a run's start
 
 
 @dataclass(frozen=True)
@@ -87,6 +89,8 @@ class Clock:
         gained = options.history_seconds if lasts is None else (options.speed - 1) * lasts
         self.start_ms = round(1000 * (self._began - (gained if options.speed > 1 else 0)))
         self.end_ms = None if lasts is None else self.start_ms + round(1000 * options.speed * lasts)
+        if self.start_ms < _FIRST_MS:
+            raise UserError(f"--speed {options.speed:g} --for {lasts:g}: it would have to begin before the year 1")
 
     def read_ms(self) -> int:
         now = self._now()
@@ -96,13 +100,19 @@ class Clock:
 
 def plan_fleet(options: SimulateOptions) -> tuple[Fleet, int]:
     """The fleet and its poll interval in ms. UserError for sizes that make no sense."""
-    least = {"sites": 1, "interfaces": 0, "devices": 1, "body_events": 1, "concurrency": 1, "interval_seconds": 0.001}
-    for name, limit in least.items():
+    least = {"sites": 1, "interfaces": 0, "devices": 1, "body_events": 1, "concurrency": 1}
+    for name, limit in (least | {"interval_seconds": 0.001, "fault_every_seconds": 0}).items():
         if (value := getattr(options, name)) is not None and value < limit:
             raise UserError(f"--{name.removesuffix('_seconds').replace('_', '-')} {value}: must be at least {limit}")
     for name in ("speed", "rate"):
         if (value := getattr(options, name)) is not None and value <= 0:
             raise UserError(f"--{name} {value}: must be above 0")
+    shares = asdict(options.manners)
+    for name, share in shares.items():
+        if not 0 <= share <= 1:
+            raise UserError(f"--{name} {share}: must be a share of the events, 0 to 1")
+    if round(together := math.fsum(shares.values()), 9) > 1:
+        raise UserError(f"{' '.join(f'--{name} {share}' for name, share in shares.items())}: together {together:g}, must be at most 1")
     devices, interval = options.devices or 20, options.interval_seconds
     if options.rate and options.devices is None:
         devices = max(1, round(options.rate * interval / options.speed / series_per_device(options.interfaces)))
@@ -139,6 +149,12 @@ class Source:
         self.at_ms = to_ms
         named = pl.concat([due, self._names[due["series"].to_numpy()]], how="horizontal")
         return spoil(named.with_columns(timestamp=pl.from_epoch("stamp", "ms").dt.replace_time_zone("UTC"))), begun
+
+    def forget(self, number: int) -> None:
+        """Drop the first `number` faults, which are over and written down."""
+        for fault in self.schedule.faults[:number]:
+            self.shown.pop(fault.number, None)
+        self.schedule.forget(number, self._polls.signals)
 
     def _count_shown(self, due: pl.DataFrame) -> None:
         rows = [(series, fault.number, fault.start, fault.end) for fault in self._on for series in fault.seen]
@@ -195,7 +211,7 @@ class _Run:
         self.tally = _Tally()
         self._options, self._fleet, self._source, self._clock = options, fleet, source, clock
         self._begun: list[Fault] = []
-        self._written = 0
+        self._visible = 0  # faults that are over, shown, and for thresholds to find
 
     async def feed(self, sender: Sender, stop: asyncio.Event, on_progress: Callable[[Progress], None]) -> None:
         source, clock, began, told = self._source, self._clock, time.monotonic(), 0.0
@@ -212,7 +228,7 @@ class _Run:
             if clock.end_ms is not None and source.at_ms >= clock.end_ms:
                 break
             sender.check()
-            if source.at_ms == read:
+            if source.at_ms >= read:  # above it: the clock was put back, and is waited for
                 await stopped(stop, _TICK_S)
         on_progress(self._progress(sender, time.monotonic() - began, source.at_ms))
 
@@ -228,23 +244,27 @@ class _Run:
 
     def write_truth(self, over: bool = False) -> None:
         """Append the faults that are over; with `over`, the rest as well, cut at the end of the run."""
-        faults = self._source.schedule.faults
-        until = self._written
-        while until < len(faults) and (over or faults[until].end <= self._source.at_ms):
+        waiting, shown = self._source.schedule.faults, self._source.shown
+        until = 0
+        while until < len(waiting) and (over or waiting[until].end <= self._source.at_ms):
             until += 1  # a fault waits for the ones before it, so that ids stay in order
-        if until > self._written and self._options.truth is not None:
-            over_now = truth_frame(self._fleet, faults[self._written : until], self._source.shown, self._source.at_ms)
-            append_truth(self._options.truth, over_now)
-        self._written = until
+        if not until:
+            return
+        if self._options.truth is not None:
+            try:
+                append_truth(self._options.truth, truth_frame(self._fleet, waiting[:until], shown, self._source.at_ms))
+            except OSError as error:
+                raise UserError(f"--truth {self._options.truth}: {error.strerror}") from None
+        self._visible += sum(fault.visible and fault.number in shown for fault in waiting[:until])
+        self._source.forget(until)
 
     def summary(self, sender: Sender, seconds: float) -> dict:
-        faults, shown = self._source.schedule.faults, self._source.shown
         labels = dict(zip(LABELS, self.tally.labels.tolist(), strict=True))
         return {
             **sender.counts.summary(),
             "events_per_second": round(sender.counts.sent / max(seconds, 1e-9), 1),
             "seconds": round(seconds, 2),
-            "faults": {"injected": len(faults), "expected_visible": sum(fault.visible and fault.number in shown for fault in faults)},
+            "faults": {"injected": self._source.schedule.made, "expected_visible": self._visible},
             **labels,
             "skewed": self.tally.skewed,
             "held": 0 if self._source.held is None else self._source.held.height,

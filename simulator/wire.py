@@ -5,11 +5,14 @@ Columns: device, interface, metric, timestamp (Datetime, UTC), optionally kind a
 as a string and is there to be refused. A null is sent as null, or left out of tags.
 """
 
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from io import BytesIO
 
 import polars as pl
+
+from simulator.errors import UserError
 
 CONTENT_TYPES = {"json": "application/json", "ndjson": "application/x-ndjson", "arrow": "application/vnd.apache.arrow.stream"}
 FORMS = list(CONTENT_TYPES)
@@ -51,9 +54,17 @@ def json_lines(events: pl.DataFrame) -> pl.Series:
         _json(pl.col("value")) if "value" in events.columns else _literal(),
     ]
     if "tags" in events.columns:
-        tags = pl.col("tags").struct.json_encode().str.replace_all(r'"(?:[^"\\]|\\.)*":null,?', "").str.replace(",}", "}", literal=True)
-        parts += [pl.lit(',"tags":'), pl.when(pl.col("tags").is_null()).then(pl.lit("{}")).otherwise(tags)]
+        parts += [pl.lit(',"tags":{'), _tags(events), pl.lit("}")]
     return events.select(pl.concat_str(*parts, pl.lit("}"))).to_series()
+
+
+def _tags(events: pl.DataFrame) -> pl.Expr:
+    """Tag by tag, as nothing in the text of all of them tells a null for sure: a tag may say anything."""
+    names = [field.name for field in events.schema["tags"].fields]
+    numbered = pl.col("tags").struct.rename_fields([str(at) for at in range(len(names))])  # a name like "*" would mean all of them
+    tags = [(json.dumps(name) + ":", numbered.struct.field(str(at))) for at, name in enumerate(names)]
+    said = [pl.when(tag.is_not_null()).then(pl.lit(name) + _json(tag)) for name, tag in tags]
+    return pl.concat_str(*said, separator=",", ignore_nulls=True) if said else pl.lit("")
 
 
 def _json(value: pl.Expr) -> pl.Expr:
@@ -76,29 +87,34 @@ def _stamp(events: pl.DataFrame) -> pl.Expr:
 def _arrow_bodies(events: pl.DataFrame) -> Iterator[Body]:
     """One Arrow stream, or more where one column cannot hold all values exactly.
 
-    Floats and integers that a float holds exactly go together as float64, larger integers in a body of their own. The two
-    bodies overlap in time, so a mixed frame is cut into short slices of time first, far below any tolerated disorder.
+    Floats and integers that a float holds exactly go together as float64, larger integers in a body of their own, and so do
+    those far below 0. The bodies overlap in time, so a mixed frame is cut into short slices of time first, far below any
+    tolerated disorder. UserError for an integer that no column holds.
     """
     columns = [name for name in ("device", "interface", "metric", "timestamp", "value", "kind", "tags") if name in events.columns]
     if "value" in events.columns:
         yield _arrow_body(events, events.select(columns))
         return
-    exact = pl.col("integer").cast(pl.Float64).cast(pl.Int128) == pl.col("integer").cast(pl.Int128)
-    large = ~exact.fill_null(True)
+    integer = pl.col("integer").cast(pl.Int128)
+    exact = integer.cast(pl.Float64).cast(pl.Int128, strict=False) == integer
+    large = integer.is_not_null() & ~exact.fill_null(False)
+    if (beyond := events.filter(~integer.is_between(-(2**63), 2**64 - 1))).height:
+        first = beyond.row(0, named=True)
+        what = f"{first['integer']} of device {first['device']}, metric {first['metric']}"
+        raise UserError(f"--form arrow cannot hold the integer {what}; --form json sends it as it is")
     if not events.select(large.any()).item():
         slices = [events]
     else:
         numbered = events.with_columns(slice=pl.col("timestamp").dt.truncate(_SLICE).rle_id())
         slices = numbered.partition_by("slice", maintain_order=True, include_key=False)
     for part in slices:
-        floats, integers = part.filter(~large), part.filter(large)
+        floats = part.filter(~large)
         if floats.height:
             value = pl.coalesce(pl.col("integer").cast(pl.Float64), "number").alias("value")
             yield _arrow_body(floats, floats.select(*columns, value))
-        if integers.height:
-            kind = pl.UInt64 if integers.select((pl.col("integer") >= 0).all()).item() else pl.Int64
-            value = pl.col("integer").cast(kind).alias("value")
-            yield _arrow_body(integers, integers.select(*columns, value))
+        for kind, integers in ((pl.UInt64, part.filter(large & (integer > 0))), (pl.Int64, part.filter(large & (integer < 0)))):
+            if integers.height:
+                yield _arrow_body(integers, integers.select(*columns, pl.col("integer").cast(kind).alias("value")))
 
 
 def _arrow_body(rows: pl.DataFrame, sent: pl.DataFrame) -> Body:

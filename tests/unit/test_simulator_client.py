@@ -2,19 +2,23 @@
 
 import asyncio
 import json
+import ssl
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
 import polars as pl
 import pyarrow as pa
 import pytest
 
-from simulator.client import Sender, token_of
+from simulator.client import Sender, token_of, trusted, wait_for_server
 from simulator.errors import UserError
 from simulator.wire import CONTENT_TYPES, bodies
+from tests.certificates import certificate
 
 AT = pl.lit(1_700_000_000_000).cast(pl.Datetime("ms")).dt.replace_time_zone("UTC")
 
@@ -233,6 +237,21 @@ def test_the_deadline_ends_the_patience(api):
     assert len(api.requests) > 2
 
 
+def test_a_server_that_takes_part_after_part_is_not_given_up(api):
+    """The deadline is for a body of which nothing is taken: ten parts of it may take longer together."""
+
+    def behave(request: Request, number: int) -> Answer:
+        time.sleep(0.2)
+        return 202, {"Retry-After": "0"}, {"accepted": 1, "rejected": 0, "not_admitted": list(range(1, len(request.events)))}
+
+    api.behave = behave
+    assert send(api, events(10), deadline_s=1.5).counts.accepted == 10
+    assert api.requests[-1].at - api.requests[0].at > 1.5
+    api.behave = lambda request, number: (202, {"Retry-After": "0"}, {"accepted": 0, "not_admitted": list(range(10))})
+    with pytest.raises(UserError, match=r"202 Accepted, given up after \d s; it answers, but takes no more for now \(--deadline\)"):
+        send(api, events(10), deadline_s=0.35)
+
+
 def refuses(request: Request, number: int) -> Answer:
     return 503, {"Retry-After": "60"}, {}
 
@@ -294,10 +313,36 @@ def test_a_token_of_the_environment_is_cleaned_and_one_that_is_none_is_not_shown
             token_of(None)
 
 
-@pytest.mark.parametrize("url", ["localhost:8000", "ftp://x", "http://", "http://h:port"])
+def test_the_certificates_that_are_believed(tmp_path, monkeypatch):
+    """Those of --ca-file, else of SSL_CERT_FILE, else this machine's; a file that has none is named."""
+    mine, other = (certificate(tmp_path, name)[0] for name in ("mine", "other"))
+    names = {"commonName": "mine"}, {"commonName": "other"}
+    monkeypatch.setenv("SSL_CERT_FILE", str(other))
+    for context, name in zip((trusted(mine), trusted(None)), names, strict=True):
+        assert [dict(*found["subject"]) for found in context.get_ca_certs()] == [name]
+    monkeypatch.delenv("SSL_CERT_FILE")
+    assert trusted(None).get_ca_certs() == ssl.create_default_context().get_ca_certs()
+    monkeypatch.setenv("SSL_CERT_FILE", "/nope")
+    with pytest.raises(UserError, match=r"^SSL_CERT_FILE /nope: No such file or directory; expected certificates as PEM$"):
+        trusted(None)
+    with pytest.raises(UserError, match=r"^--ca-file /dev/null: .*; expected certificates as PEM$"):
+        trusted(Path("/dev/null"))
+
+
+@pytest.mark.parametrize("url", ["localhost:8000", "ftp://x", "http://", "http://h:port", "http://h:99999", "http://h:-5"])
 def test_a_url_that_is_none_is_named(url):
     with pytest.raises(UserError, match="--url"):
         Sender(url)
+
+
+@pytest.mark.parametrize(("proxy", "message"), [("socks5://h:1", "ALL_PROXY: Using SOCKS"), ("what://h:1", "ALL_PROXY: Unknown scheme")])
+def test_a_proxy_that_cannot_be_used_is_told(monkeypatch, proxy, message):
+    monkeypatch.setitem(sys.modules, "socksio", None)  # as where it is not installed
+    monkeypatch.setenv("ALL_PROXY", proxy)
+    with pytest.raises(UserError, match=message):
+        Sender("http://h")
+    with pytest.raises(UserError, match=message):
+        asyncio.run(wait_for_server("http://h", 0, asyncio.Event()))
 
 
 def test_integers_stay_exact_in_every_form():
@@ -315,6 +360,37 @@ def test_integers_stay_exact_in_every_form():
     sent = [event for body in bodies(frame, "arrow", 100) for event in decode(CONTENT_TYPES["arrow"], body.content)]
     assert {event["value"] for event in sent} == {*large, 0.1, None}
     assert len(sent) == 7
+
+
+def test_arrow_holds_what_64_bits_hold():
+    """Both ends of them side by side; an integer beyond is told, with where it is, and JSON sends it for the API to judge."""
+    ends = [2**64 - 1, -(2**63), -(2**53) - 1, 2**53 + 1, 7]
+    empty = {"number": pl.lit(None, pl.Float64), "text": pl.lit(None, pl.String), "timestamp": AT}
+    frame = pl.DataFrame({"device": "d", "metric": "m", "integer": ends}, schema_overrides={"integer": pl.Int128}).with_columns(**empty)
+    sent = [event["value"] for body in bodies(frame, "arrow", 100) for event in decode(CONTENT_TYPES["arrow"], body.content)]
+    assert sorted(sent) == sorted(ends)
+    for beyond in (2**64, -(2**63) - 1, 2**127 - 1, -(2**127)):
+        odd = frame.with_columns(integer=pl.Series([*ends[:4], beyond], dtype=pl.Int128))
+        with pytest.raises(UserError, match=f"^--form arrow cannot hold the integer {beyond} of device d, metric m"):
+            list(bodies(odd, "arrow", 100))
+        (body,) = bodies(odd, "json", 100)
+        assert json.loads(body.content)[-1]["value"] == beyond
+
+
+def test_tags_may_say_anything():
+    """What looks like JSON in a tag's name or value stays as it is; a null is left out, wherever it stands."""
+    odd = [":null", ":null,", ",", ",}", '"', '":null,"', "\\", "{", "}", "", "ü\n", "*", "^a.*$"]
+    told = [{"a,": value, f"{value}:null": None, value: "x", "z": None} for value in odd] + [None, {}]
+    names = sorted({name for tags in told for name in tags or {}})
+    frame = pl.DataFrame(
+        {"device": "d", "metric": "m", "value": 1.0, "tags": told}, schema_overrides={"tags": pl.Struct(dict.fromkeys(names, pl.String))}
+    ).with_columns(timestamp=AT)
+    for form in ("json", "ndjson"):
+        (body,) = bodies(frame, form, 100)
+        sent = [event["tags"] for event in decode(CONTENT_TYPES[form], body.content)]
+        assert sent == [{name: value for name, value in (tags or {}).items() if value is not None} for tags in told]
+    (body,) = bodies(frame.with_columns(tags=pl.lit({}, pl.Struct({}))), "json", 100)
+    assert json.loads(body.content)[0]["tags"] == {}
 
 
 def test_microseconds_are_kept():

@@ -1,5 +1,6 @@
 """The truth is true: faults are in the values where and when the truth says, and bad manners are counted exactly."""
 
+import itertools
 from datetime import UTC, datetime, timedelta
 
 import numpy as np
@@ -163,6 +164,19 @@ def test_ticks_of_any_length_send_the_same(step_ms):
     assert_frame_equal(sent.sort("due", "series", "label"), whole.sort("due", "series", "label"))
     assert source.shown == other.shown
     assert source.held.height == other.held.height > 0
+
+
+def test_forgetting_what_is_over_changes_no_value():
+    """A run holds the faults that are on, however long it lasts; its events are those of a run that forgets nothing."""
+    long, whole = (Source(SimulateOptions(seed=3), FLEET, 10_000, T0, None) for _ in range(2))
+    for to_ms in range(T0 + 20_000, T0 + 3_600_001, 20_000):
+        assert_frame_equal(long.advance(to_ms)[0], whole.advance(to_ms)[0])
+        long.forget(sum(1 for _ in itertools.takewhile(lambda fault: fault.end <= long.at_ms, long.schedule.faults)))
+        assert len(long.schedule.faults) < 10 and len(long.shown) < 10
+    ended = [fault for fault in whole.schedule.faults if fault.end <= T0 + 3_600_000]
+    assert long.schedule.made == len(whole.schedule.faults) > 100
+    boots = [fault.device for fault in ended if fault.kind == "reboot"]
+    assert len(boots) > len(set(boots)), "a device that boots twice, with other faults between"
 
 
 def test_the_truth_survives_its_file(tmp_path):

@@ -8,6 +8,7 @@ import signal
 import threading
 import time
 from datetime import UTC, datetime, timedelta
+from decimal import Decimal
 from pathlib import Path
 
 import numpy as np
@@ -131,6 +132,38 @@ def test_text_formats_keep_every_digit(api, tmp_path):
     assert by_device["j"][0]["tags"] == {"a": "1"} and by_device["j"][1]["kind"] == "gauge"
 
 
+@pytest.mark.parametrize(
+    ("kind", "values"),
+    [
+        (pl.Decimal(20, 0), [Decimal(2**64 - 1), Decimal(-7)]),
+        (pl.Decimal(20, 2), [Decimal("1.25"), Decimal(3)]),
+        (pl.UInt64, [2**64 - 1, 2**53 + 1]),
+    ],
+)
+def test_numbers_of_a_parquet_file_keep_their_digits(api, tmp_path, kind, values):
+    """A database's NUMERIC without a fraction is an integer, whatever its size."""
+    frame = pl.DataFrame({"device": "d", "metric": "m", "value": pl.Series(values, dtype=kind), "timestamp": [START, START]})
+    frame.write_parquet(tmp_path / "a.parquet")
+    play(api, tmp_path / "a.parquet", body_events=10)
+    assert [event["value"] for event in api.events] == values
+
+
+def test_what_only_the_last_line_has_is_sent_as_well(api, tmp_path):
+    """A device with interfaces, tags or a kind may come late in a long file; the time may be written in another way, too."""
+    line = '{"device":"d","metric":"m","value":1,"timestamp":1704067200000,"tags":{"site":"a"}}\n'
+    last = (
+        '{"device":"d","metric":"m","value":2,"timestamp":"2024-01-01T00:00:01Z","tags":{"role":"core"},"interface":"e0",'
+        '"kind":"gauge","row":1}\n'
+    )
+    (tmp_path / "long.ndjson").write_text(line * 10_050 + last)
+    assert Recordings([tmp_path / "long.ndjson"]).notices == ["ignoring column row (1 of 1 files)"]
+    play(api, tmp_path / "long.ndjson", body_events=5000, concurrency=1)
+    event = api.events[-1]
+    assert (event["value"], event["timestamp"], event["interface"], event["kind"]) == (2, 1704067201000, "e0", "gauge")
+    assert event["tags"] == {"role": "core"} and api.events[0]["tags"] == {"site": "a"}
+    assert len(api.events) == 10_051
+
+
 def test_other_columns_are_ignored_aloud(tmp_path):
     """One notice per column, whatever the number of files."""
     files = [recording(tmp_path / f"{n}.parquet", [0], dataset="x") for n in range(2)]
@@ -144,6 +177,8 @@ def test_other_columns_are_ignored_aloud(tmp_path):
         ("a.xlsx", "", "expected .parquet"),
         ("a.csv", "device,value,timestamp\n", "no column metric"),
         ("a.csv", "device,metric,value,timestamp\nd,m,1,soon\n", "1 rows without a readable timestamp"),
+        ("a.csv", "device,metric,value,timestamp\nd,m,1,1704067200000000\n", "1 rows.*expected RFC 3339 or epoch milliseconds"),
+        ("a.csv", "device,metric,value,timestamp\nd,m,1,+12024-01-01T00:00:00Z\n", "1 rows.*of the years 1 to 9999"),
         ("a.csv", "device,metric,value,timestamp\n", "no events"),
         ("a.parquet", "not parquet", "a.parquet"),
         ("a.ndjson", "{", "a.ndjson"),
@@ -155,6 +190,35 @@ def test_a_bad_file_is_named_with_the_reason(api, tmp_path, name, content, messa
     with pytest.raises(UserError, match=message):
         play(api, tmp_path / name)
     assert not api.requests
+
+
+@pytest.mark.parametrize(
+    "times",
+    [
+        pl.Series([1_704_067_200_000, 1_704_067_200_000_000]),  # us among ms
+        pl.Series([1_704_067_200_000_000_000, 0]),  # ns: in us these are beyond 64 bits, and would be of the year 93829
+        pl.Series([2**64 - 1, 0], dtype=pl.UInt64),
+        pl.Series([253_402_300_800_000, 0]).cast(pl.Datetime("ms")),
+        pl.Series([1_704_067_200_000_000_000, 0]).cast(pl.Datetime("ms", "UTC")),
+        pl.Series([-62_135_596_800_000_001, 0]).cast(pl.Datetime("us")),
+    ],
+)
+def test_a_time_that_no_year_has_is_refused_before_anything_is_sent(api, tmp_path, times):
+    pl.DataFrame({"device": "d", "metric": "m", "value": [1.0, 2.0], "timestamp": times}).write_parquet(tmp_path / "a.parquet")
+    with pytest.raises(UserError, match=r"a.parquet: 1 rows without a readable timestamp; expected RFC 3339 or epoch milliseconds"):
+        play(api, tmp_path / "a.parquet")
+    assert not api.requests
+
+
+def test_the_first_and_the_last_year_are_sent(api, tmp_path, capsys):
+    first, last = -62_135_596_800_000, 253_402_300_799_999
+    (tmp_path / "a.csv").write_text(f"device,metric,value,timestamp\nd,m,1,{first}\nd,m,2,{last}\n")
+    assert command(str(tmp_path / "a.csv"), "--url", api.url, "--speed", "0", "--json") == 0
+    assert times(api.events) == [first, last]
+    summary = json.loads(capsys.readouterr().out)
+    assert (summary["first"], summary["last"]) == ("0001-01-01T00:00:00.000Z", "9999-12-31T23:59:59.999Z")
+    assert command(str(tmp_path / "a.csv"), "--url", api.url, "--shift-to-now") == 2
+    assert "the first event would be before the year 1" in capsys.readouterr().err.splitlines()[-1]
 
 
 def command(*arguments: str) -> int:

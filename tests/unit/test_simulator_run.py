@@ -2,8 +2,10 @@
 
 import argparse
 import asyncio
+import itertools
 import json
 import time
+from pathlib import Path
 
 import polars as pl
 import pytest
@@ -12,7 +14,7 @@ from test_simulator_client import Answer, Api, Request, api, taken  # noqa: F401
 from simulator.cli import add_simulate
 from simulator.errors import UserError
 from simulator.manners import GOOD, Manners
-from simulator.run import Clock, SimulateOptions, plan_fleet, simulate
+from simulator.run import Clock, SimulateOptions, Source, plan_fleet, simulate
 from simulator.truth import read_truth
 
 
@@ -89,6 +91,21 @@ def test_the_truth_is_what_was_sent(api, tmp_path):
             assert fault["device"] not in during["device"]
 
 
+def test_a_run_holds_the_faults_that_are_on(api, monkeypatch):
+    """Those that are over are counted and forgotten, or a run without an end would grow and become slow."""
+    held: list[int] = []
+
+    class Watched(Source):
+        def advance(self, to_ms):
+            held.append(len(self.schedule.faults))
+            return super().advance(to_ms)
+
+    monkeypatch.setattr("simulator.run.Source", Watched)
+    summary = run(api, speed=7200.0, interval_seconds=10, body_events=5000)
+    assert summary["faults"]["injected"] > 20 > 10 > max(held)
+    assert 0 < summary["faults"]["expected_visible"] < summary["faults"]["injected"]
+
+
 def test_time_never_passes_the_clock():
     """At any speed, with an end or without; an endless run goes on at the clock's own pace once it has caught up."""
     at = [1000.0]
@@ -100,7 +117,28 @@ def test_time_never_passes_the_clock():
         assert live.read_ms() == round(at[0] * 1000)
         assert max(back.read_ms(), endless.read_ms()) <= at[0] * 1000
     assert back.read_ms() == back.end_ms == 1_020_000
+    with pytest.raises(UserError, match=r"--speed 1e\+09 --for 3600: it would have to begin before the year 1"):
+        Clock(SimulateOptions(speed=1e9, duration_seconds=3600), time.time)
     assert endless.read_ms() == 1_500_000
+
+
+def test_a_clock_that_is_put_back_is_waited_for(api):
+    """Without haste, and with an ear for `stop`: a loop without a pause would hear nothing any more."""
+    asked = itertools.count(1)
+
+    async def go() -> dict:
+        stop = asyncio.Event()
+
+        def now() -> float:
+            number = next(asked)
+            if number == 4:
+                asyncio.get_running_loop().call_later(0.3, stop.set)
+            assert number < 1000, "the clock is asked again and again"
+            return time.time() - (60 if number >= 4 else 0)
+
+        return await simulate(SimulateOptions(url=api.url, devices=3, interval_seconds=0.2), stop=stop, now=now)
+
+    assert asyncio.run(go())["sent"] == len(api.events)
 
 
 def test_a_rate_sizes_the_fleet_or_the_interval():
@@ -117,6 +155,21 @@ def test_a_rate_sizes_the_fleet_or_the_interval():
         plan_fleet(SimulateOptions(devices=0))
     with pytest.raises(UserError, match=r"--interval 1e-09: must be at least 0\.001"):
         plan_fleet(SimulateOptions(interval_seconds=1e-9))
+    with pytest.raises(UserError, match=r"--fault-every -1: must be at least 0"):
+        plan_fleet(SimulateOptions(fault_every_seconds=-1))
+
+
+def test_shares_are_shares():
+    """Of the same events: each from 0 to 1, and together no more than all of them."""
+    for manners, told in (
+        (Manners(late=5), "--late 5: must be a share"),
+        (Manners(malformed=-3), "--malformed -3: must be a share"),
+        (Manners(late=0.6, repeated=0.5, disordered=0, malformed=0), "--late 0.6 --repeated 0.5 .*: together 1.1, must be at most 1"),
+    ):
+        with pytest.raises(UserError, match=told):
+            plan_fleet(SimulateOptions(manners=manners))
+    for manners in (GOOD, Manners(1, 0, 0, 0), Manners(0.1, 0.2, 0.3, 0.4), Manners(0.7, 0.1, 0.1, 0.1)):
+        plan_fleet(SimulateOptions(manners=manners))
 
 
 @pytest.mark.parametrize("number", ["nan", "inf", "-inf", "1e300", "many"])
@@ -174,3 +227,10 @@ def test_the_command_ends_with_one_json_object(api, tmp_path, capsys):
     args = parser.parse_args(["simulate", "--url", api.url, "--truth", "/nowhere/truth"])
     assert args.func(args) == 2
     assert capsys.readouterr().err.startswith("--truth /nowhere/truth: No such file")
+
+
+def test_a_full_disk_under_the_truth_is_told_in_one_line(api):
+    """What was sent before is answered; the run ends."""
+    with pytest.raises(UserError, match=r"^--truth /dev/full: No space left on device$"):
+        run(api, truth=Path("/dev/full"))
+    assert api.events
