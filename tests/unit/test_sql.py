@@ -254,8 +254,49 @@ def test_what_is_nested_too_deep_to_be_read_stops_no_other():
     assert sum(unusable.values()) == 1
 
 
+@pytest.mark.parametrize("odd", ['"value":NaN', '"value":-1e999', '"tags":{"k":Infinity}', '"device":"\\ud800"', '"\\udfff":1'])
+def test_what_json_has_no_form_for_stops_no_other(odd):
+    """NDJSON may hold it and still be read; sent, it would be refused with all that is in its body. It can be mended."""
+    unusable = Counter()
+    bad = f'{{"device":"a",{odd}}}'
+    [body] = bodies(letters(bad, '{"device":"b"}') + letters(bad, entry=8), {}, unusable)
+    assert (body.content, sum(unusable.values())) == (b'{"device":"b"}', 2) and "--set" in next(iter(unusable))
+    [body] = bodies(letters('{"device":"a","value":NaN}'), {"value": 1}, unusable)
+    assert body.content == b'{"device":"a","value":1}'
+
+
+@pytest.mark.parametrize("status", [400, 413, 422])
+def test_a_body_that_is_refused_stops_no_other(status):
+    """Its events are counted, with what the API says of it."""
+    answers = [(status, {"error": {"message": "not this one"}}), (202, {"accepted": 1, "rejected": 0, "errors": []})]
+    made = list(bodies(letters('{"device":"a"}', '{"device":"b"}') + letters('{"device":"c"}', entry=8), {}, Counter()))
+
+    def handle(request: httpx.Request) -> httpx.Response:
+        code, told = answers.pop(0)
+        return httpx.Response(code, json=told)
+
+    with httpx.Client(base_url="http://api", transport=httpx.MockTransport(handle)) as client:
+        told = send(client, made)
+    assert (told.sent, told.accepted, told.rejected) == (3, 1, 2)
+    assert told.reasons == {(f"the body, {status}", "not this one"): 2}
+
+
+def test_an_address_or_certificates_of_no_use_are_said_in_one_line(lake, monkeypatch, tmp_path):
+    for url, said in (("http://127.0.0.1:abc", "Invalid port: 'abc'"), ("http://h/\udcff", "surrogates not allowed"), ("http://xn--/", "")):
+        with pytest.raises(Invalid, match=r"^--url http://.*: .*" + said):
+            _retry_one(url)
+    monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "none"))
+    with pytest.raises(Invalid, match=r"^SSL_CERT_FILE or SSL_CERT_DIR: No such file or directory; expected"):
+        telemetry("deadletters", "retry", "--data", str(lake))
+
+
+def _retry_one(url: str) -> None:
+    with deadletters._client(argparse.Namespace(url=url, token_file=None, ca_file=None)) as client:
+        send(client, bodies(letters('{"device":"a"}'), {}, Counter()))
+
+
 def test_a_refusal_for_now_is_tried_again_and_one_for_good_is_not(monkeypatch):
-    """503 waits as long as it is told; the answers are added up; 413 stops, and says how far it came."""
+    """503 waits as long as it is told; the answers are added up; 403 stops, and says how far it came."""
     waits, answers = [], [(503, {}, "2"), (202, {"accepted": 1, "rejected": 0, "errors": []}, "")]
     monkeypatch.setattr(deadletters.time, "sleep", waits.append)
     seen = []
@@ -271,8 +312,8 @@ def test_a_refusal_for_now_is_tried_again_and_one_for_good_is_not(monkeypatch):
         assert (told.sent, told.accepted, told.rejected, waits) == (1, 1, 0, [2.0])
         assert seen == [made[0].key] * 2
         error = {"field": "device", "reason": "missing"}
-        answers += [(202, {"accepted": 0, "rejected": 1, "errors": [error]}, ""), (413, {"error": {"message": "too large"}}, "")]
-        with pytest.raises(Invalid, match=r"answers 413: too large; sent before: 1, of them accepted: 0"):
+        answers += [(202, {"accepted": 0, "rejected": 1, "errors": [error]}, ""), (403, {"error": {"message": "not you"}}, "")]
+        with pytest.raises(Invalid, match=r"answers 403: not you; sent before: 1, of them accepted: 0"):
             send(client, made)
         answers += [(503, {}, "")] * deadletters.ATTEMPTS_MAX
         with pytest.raises(Unavailable, match="answers 503"):
