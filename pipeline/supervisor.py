@@ -26,7 +26,7 @@ from api.tls import tls_of
 from pipeline import logs, ops
 from pipeline.books import balance
 from pipeline.core.tokens import INGEST
-from pipeline.errors import Invalid, PipelineError, Unavailable
+from pipeline.errors import Invalid, PipelineError
 from pipeline.settings import Settings, semantics_of
 from pipeline.stops import on_signal
 from pipeline.stores.alertlog import AlertReader
@@ -150,7 +150,7 @@ class Supervisor:
         if self._settings.redis_url:
             return
         self._redis = EmbeddedRedis(self._data / "redis", self._settings.embedded_memory_max_mb, self._settings.embedded_fsync)
-        self._redis.start()
+        self._redis.start(self._stopping.is_set)
         self._settings = self._settings.model_copy(update={"redis_url": self._redis.url})
 
     def _declare(self, descriptor: int | None, port: int) -> None:
@@ -272,8 +272,8 @@ class Supervisor:
             return
         self.say("up", "the embedded Redis died; starting it again")
         try:
-            self._redis.start()
-        except Unavailable as error:
+            self._redis.start(self._stopping.is_set)
+        except PipelineError as error:
             self.say("up", f"{error}; trying again")
             self._stopping.wait(1)
 
