@@ -94,15 +94,13 @@ def add_sql(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
 def add_place(parser: argparse.ArgumentParser) -> None:
     """The arguments that say which lake is meant."""
     parser.add_argument("--data", type=Path, metavar="DIR", help="the data folder (default: PIPELINE_DATA_DIR, else data)")
-    parser.add_argument("--lake", metavar="URL", help="folder or URL of the lake where it is not DATA/lake")
+    parser.add_argument("--lake", metavar="URL", help="folder or URL of the lake (default: PIPELINE_LAKE_URL, else DATA/lake)")
 
 
 def connect(args: argparse.Namespace) -> duckdb.DuckDBPyConnection:
     """The catalog that the arguments of `add_place`, else the environment, mean."""
-    overrides = {}
-    if args.data is not None or args.lake is not None:
-        overrides = {"lake_url": args.lake} | ({"data_dir": args.data} if args.data is not None else {})
-    return open_catalog(settings.load(**overrides))
+    overrides = {"data_dir": args.data, "lake_url": args.lake}
+    return open_catalog(settings.load(**{name: value for name, value in overrides.items() if value is not None}))
 
 
 def run_sql(args: argparse.Namespace) -> int:

@@ -358,10 +358,13 @@ def test_dead_letters_of_an_empty_lake(lake, capsys, monkeypatch):
 
 
 def test_arguments_mean_the_same_lake_everywhere(monkeypatch, tmp_path):
-    """--data wins over a lake of the environment; --lake over both."""
+    """As those of all other commands: a lake of the environment is meant whatever the data folder; --lake wins over both."""
     asked = []
     monkeypatch.setattr(sql, "open_catalog", lambda settings: asked.append(settings.lake))
     monkeypatch.setenv("PIPELINE_LAKE_URL", "s3://bucket/lake")
     for data, url in ((None, None), (tmp_path, None), (tmp_path, "elsewhere")):
         sql.connect(argparse.Namespace(data=data, lake=url))
-    assert asked == ["s3://bucket/lake", str(tmp_path / "lake"), "elsewhere"]
+    assert asked == ["s3://bucket/lake", "s3://bucket/lake", "elsewhere"]
+    monkeypatch.delenv("PIPELINE_LAKE_URL")
+    sql.connect(argparse.Namespace(data=tmp_path, lake=None))
+    assert asked[-1] == str(tmp_path / "lake")
