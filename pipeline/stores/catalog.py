@@ -229,9 +229,7 @@ def write_catalog(path: Path) -> bool:
     The file appears whole, under its name, at once; clients that have the one before open keep that one.
     """
     path = Path(path)
-    current = _connect(path)
-    if current is not None:
-        current.close()
+    if is_current(path):
         return False
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -262,6 +260,14 @@ def _define(connection: duckdb.DuckDBPyConnection) -> None:
 def _point(connection: duckdb.DuckDBPyConnection, lake: str) -> None:
     load_extensions(connection, lake)
     connection.execute(f"SET VARIABLE lake = {quoted(lake)}")
+
+
+def is_current(path: Path) -> bool:
+    """Whether the file is there, can be opened, and has these definitions."""
+    connection = _connect(path)
+    if connection is not None:
+        connection.close()
+    return connection is not None
 
 
 def _connect(path: Path) -> duckdb.DuckDBPyConnection | None:

@@ -220,6 +220,9 @@ def test_logs_and_files_that_nobody_tidies(doctor, monkeypatch):
 
 def test_no_catalog_and_one_that_is_damaged(doctor, well, monkeypatch):
     path = well[1] / "catalog.duckdb"
+    path.chmod(0o644)
+    path.write_bytes(b"no DuckDB file")
+    only(doctor(), "warn", "catalog", "locked, damaged or of another release", "writes it again every 60 s", "delete it")
     path.unlink()
     only(doctor(), "warn", "catalog", "telemetry maintain")
     monkeypatch.setattr("pipeline.stores.extensions.extension_path", lambda name="delta": "/nowhere")
