@@ -322,7 +322,9 @@ def _time(value: Any, between: str, zone: str) -> str | None:
 def _interval(value: pa.MonthDayNano) -> str:
     """An ISO 8601 duration."""
     months, days, nanoseconds = value
-    return f"P{months}M{days}DT{nanoseconds / 1e9:g}S"
+    seconds, fraction = divmod(abs(nanoseconds), 1_000_000_000)
+    sign, decimals = "-" if nanoseconds < 0 else "", f".{fraction:09}".rstrip("0") if fraction else ""
+    return f"P{months}M{days}DT{sign}{seconds}{decimals}S"
 
 
 def _exact(value: Any, null: str) -> str:

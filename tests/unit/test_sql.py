@@ -82,6 +82,19 @@ def test_json_has_a_form_for_every_type():
     assert len(as_json("FROM range(25000)")) == 25_000
 
 
+@pytest.mark.parametrize(
+    ("interval", "told"),
+    [
+        ("1234567.891234 seconds", "P0M0DT1234567.891234S"),
+        ("-0.000001 seconds", "P0M0DT-0.000001S"),
+        ("100 seconds", "P0M0DT100S"),
+        ("-1 month -3 days", "P-1M-3DT0S"),
+    ],
+)
+def test_an_interval_is_told_to_its_last_digit(interval, told):
+    assert as_json(f"SELECT INTERVAL '{interval}' AS i") == [{"i": told}]
+
+
 def test_a_terminal_is_told_what_it_does_not_show():
     assert on_terminal("FROM range(1234)", 20).splitlines()[-1] == "… 20 of 1,234 rows"
     assert on_terminal("FROM range(2)", 20).splitlines()[-1] == "2 rows"
