@@ -212,15 +212,17 @@ def _run_role(name: str, role, args: argparse.Namespace, settings: Settings) -> 
 def _up(args: argparse.Namespace) -> int:
     import shlex
 
+    from pipeline.stores.lake import lake_settings
     from pipeline.supervisor import Supervisor
 
     overrides: dict[str, object] = {} if args.port is None else {"api_port": args.port}
     if args.window is not None:
         if args.window != int(args.window) or args.window < 1:
             raise Invalid(f"--window {args.window:g}s: must be a whole number of seconds, at least 1")
-        # Short windows ask for a shorter patience too, unless it is set.
+        # Short windows ask for a shorter patience too, unless it is set, or the lake was made with another.
         patience = {"disorder_seconds": args.window / 2, "idle_after_seconds": args.window * 1.5, "tick_interval_seconds": args.window / 5}
-        given = load().model_fields_set
+        plain = load(**({"data_dir": args.data} if args.data else {}))
+        given = plain.model_fields_set | lake_settings(plain.lake).keys()
         overrides |= {"window_seconds": int(args.window), **{name: value for name, value in patience.items() if name not in given}}
     if args.workers < 1:
         raise Invalid(f"--workers {args.workers}: must be at least 1; `--without worker` leaves them out")

@@ -14,11 +14,13 @@ import pytest
 from deltalake import DeltaTable
 
 from pipeline.__main__ import _parser, main
+from pipeline.settings import semantics_of
 from pipeline.stores import connection as keys
 from pipeline.stores.alertlog import NAMED, AlertLog
 from pipeline.stores.lake import Lake
 from pipeline.stores.leases import Leases
 from pipeline.stores.rulebook import DEFAULT, Rulebook
+from pipeline.supervisor import Supervisor
 from tests.harness import ALLOCATOR, Stack, free_port
 from tests.unit.test_tidy import commands
 
@@ -100,6 +102,25 @@ def test_a_wrong_call_is_exit_code_2(telemetry, arguments):
 def test_up_refuses_what_cannot_be_before_it_starts_anything(telemetry, tmp_path, arguments, text):
     refused(telemetry("up", *arguments), text)
     assert not (tmp_path / "data").exists()
+
+
+def test_a_window_on_the_command_line_is_compared_with_the_lake_and_nothing_beside_it(telemetry, monkeypatch):
+    """A new lake gets a patience that goes with its window; one that is there keeps its own. Ticks are nobody's past."""
+    asked = []
+
+    class Made(Supervisor):
+        def run(self) -> int:
+            Lake(self._settings.lake).create(semantics_of(self._settings), self._settings.partitions)
+            asked.append((self._settings.window_seconds, self._settings.disorder_seconds, self._settings.tick_interval_seconds))
+            return 0
+
+    monkeypatch.setattr("pipeline.supervisor.Supervisor", Made)
+    for name in ("WINDOW", "DISORDER", "IDLE_AFTER"):
+        monkeypatch.delenv(f"PIPELINE_{name}_SECONDS")
+    for arguments in ([], ["--window", "60s"], ["--data", "other", "--window", "10s"], ["--data", "other", "--window", "10s"]):
+        assert telemetry("up", *arguments)[0] == 0
+    assert asked == [(60, 20, 5), (60, 20, 12), (10, 5, 2), (10, 5, 2)]
+    refused(telemetry("up", "--window", "10s"), "was made with PIPELINE_WINDOW_SECONDS=60, not 10")
 
 
 def test_it_is_a_program_too(stack, tmp_path):
