@@ -39,6 +39,8 @@ from pipeline.tokens import ensure_token
 
 TARGETS = "metrics-targets.json"  # in the data folder: where each role answers, as Prometheus' file_sd_configs reads it
 STOP_ORDER = ("simulator", "ingest", "worker", "notifier", "maintenance")
+MEASURED = ("worker", "maintenance", "notifier")  # on a metrics port of their own; the API on its own
+PORT_MAX = 65_535
 STOP_SECONDS = 40  # a role that does not end by then, or this long after its own patience is over, is killed
 STOP_GRACE_SECONDS = 10
 RESTART_SECONDS_MAX = 10.0
@@ -189,8 +191,12 @@ class Supervisor:
     def _listen(self, api_port: int) -> None:
         """A metrics port for each role: those from PIPELINE_METRICS_PORT on, or any that are free; and the file that tells which."""
         settings, targets = self._settings, []
+        roles = sum(process.role in MEASURED for process in self._processes)
+        if settings.metrics_port and settings.metrics_port + roles - 1 > PORT_MAX:
+            named = f"PIPELINE_METRICS_PORT={settings.metrics_port}"
+            raise Invalid(f"{named}: {roles} roles have a port each from there on: must be at most {PORT_MAX + 1 - roles}")
         for process in self._processes:
-            if process.role in ("worker", "maintenance", "notifier"):
+            if process.role in MEASURED:
                 number = len([each for each in self._processes if each.metrics])
                 listener = ops.listener_of(settings, settings.metrics_port + number if settings.metrics_port else 0)
                 process.metrics, descriptor = listener, listener.fileno()

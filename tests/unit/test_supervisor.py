@@ -5,7 +5,7 @@ import subprocess
 
 import pytest
 
-from pipeline.errors import Unavailable
+from pipeline.errors import Invalid, Unavailable
 from pipeline.settings import Settings
 from pipeline.supervisor import RESTART_SECONDS_MAX, Process, Supervisor
 from tests.harness import free_port
@@ -57,6 +57,14 @@ def test_a_simulator_that_has_ended_is_left_alone():
     over._restart_if_dead(Process("simulator", [], {}, process=Dead(2)), 100.0)
     over._restart_if_dead(Process("worker", [], {}, process=Dead(0)), 100.0)
     assert [text.split(";")[0] for text in told[1:]] == ["simulator died (exit code 2)", "worker died (exit code 0)"]
+
+
+def test_metrics_ports_beyond_the_last_are_said_before_any_is_taken():
+    over = supervisor(metrics_port=65_534)
+    over._processes = [Process(role, [], {}) for role in ("worker", "maintenance", "notifier", "ingest")]
+    with pytest.raises(Invalid, match=r"^PIPELINE_METRICS_PORT=65534: 3 roles have a port each from there on: must be at most 65533$"):
+        over._listen(8000)
+    assert all(process.metrics is None for process in over._processes)
 
 
 def test_a_redis_that_is_away_at_the_end_is_one_line():
