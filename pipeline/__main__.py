@@ -175,9 +175,12 @@ def _settings(args: argparse.Namespace, **overrides: object) -> Settings:
 
 def _with_redis(args: argparse.Namespace) -> Settings:
     """Settings with the Redis that is set, or the one that `telemetry up` runs on this data folder."""
+    return _and_redis(_settings(args))
+
+
+def _and_redis(settings: Settings) -> Settings:
     from pipeline.stores.embedded import EmbeddedRedis
 
-    settings = _settings(args)
     if settings.redis_url:
         return settings
     embedded = EmbeddedRedis(Path(settings.data_dir) / "redis", settings.embedded_memory_max_mb, settings.embedded_fsync)
@@ -402,13 +405,15 @@ def _doctor(args: argparse.Namespace) -> int:
     from pipeline.doctor.report import report
     from pipeline.errors import Unavailable
 
-    without_redis = ""
     try:
-        settings = _with_redis(args)
+        settings = _settings(args)
     except Unavailable:  # the lake cannot be read: a finding, not the end
         settings = load(**({"data_dir": args.data} if args.data else {}))
+    without_redis = ""
+    try:
+        settings = _and_redis(settings)
     except Invalid as error:
-        settings, without_redis = _settings(args), str(error)
+        without_redis = str(error)
     return report(settings, without_redis, as_json=args.json)
 
 
