@@ -13,9 +13,10 @@ import itertools
 import json
 import math
 import os
+import re
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, date, datetime
 from datetime import time as time_of_day
@@ -151,10 +152,11 @@ def one_line(error: BaseException) -> str:
 
 
 def ask(connection: duckdb.DuckDBPyConnection, statement: duckdb.Statement | str, parameters: Sequence[Any] | None = None) -> Answer:
-    """Run one statement."""
+    """Run one statement; as text it is a query."""
     connection.execute(statement, parameters)
     names = [column[0] for column in connection.description or []]
-    if not names or names == ["Success"]:
+    selects = isinstance(statement, str) or statement.type == duckdb.StatementType.SELECT
+    if not names or (names == ["Success"] and not selects):  # so DuckDB says that there is nothing to say
         return Answer(None, iter(()))
     reader = connection.to_arrow_reader(BATCH_ROWS)
     names = _distinct(names)
@@ -163,13 +165,12 @@ def ask(connection: duckdb.DuckDBPyConnection, statement: duckdb.Statement | str
 
 
 def _distinct(names: list[str]) -> list[str]:
-    """`a, a` as `a, a_1`: an object has each key once."""
-    seen: dict[str, int] = {}
-    told = []
+    """`a, a` as `a, a_1`, or a later number where that is a name already: an object has each key once."""
+    told: dict[str, None] = {}
     for name in names:
-        seen[name] = seen.get(name, -1) + 1
-        told.append(f"{name}_{seen[name]}" if seen[name] else name)
-    return told
+        numbered = (f"{name}_{number}" for number in itertools.count(1))
+        told[name if name not in told else next(other for other in numbered if other not in told and other not in names)] = None
+    return list(told)
 
 
 def _values(column: pa.Array) -> list:
@@ -203,7 +204,8 @@ def show(
     elif as_csv:
         writer = csv.writer(sys.stdout, lineterminator="\n")
         writer.writerow(answer.names)
-        writer.writerows([_exact(value, "") for value in row] for row in answer.rows())
+        shown = _visible if sys.stdout.isatty() else str  # a file is read by programs, which look for the very name
+        writer.writerows([_exact(value, "", shown) for value in row] for row in answer.rows())
     elif sys.stdout.isatty():
         show_table(answer, Console(highlight=False), rows, seconds)
     else:
@@ -327,8 +329,13 @@ def _interval(value: pa.MonthDayNano) -> str:
     return f"P{months}M{days}DT{sign}{seconds}{decimals}S"
 
 
-def _exact(value: Any, null: str) -> str:
-    """A value to its last digit, on one line."""
+def _visible(text: str) -> str:
+    """Text from a device must not steer the terminal that shows it."""
+    return text if text.isprintable() else "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def _exact(value: Any, null: str, shown: Callable[[str], str] = _visible) -> str:
+    """A value to its last digit; on one line, unless `shown` has another mind about what cannot be printed."""
     if value is None:
         return null
     if isinstance(value, bool):
@@ -336,8 +343,8 @@ def _exact(value: Any, null: str) -> str:
     if isinstance(value, pa.MonthDayNano):
         return _interval(value)
     if isinstance(value, list | dict | tuple):
-        return json.dumps(_jsonable(value), ensure_ascii=False)
-    return _visible(_time(value, "T", "Z") or (value.hex() if isinstance(value, bytes) else str(value)))
+        return shown(json.dumps(_jsonable(value), ensure_ascii=False))
+    return shown(_time(value, "T", "Z") or (value.hex() if isinstance(value, bytes) else str(value)))
 
 
 def _short(value: Any) -> Text:
@@ -348,11 +355,6 @@ def _short(value: Any) -> Text:
         whole = value.is_integer() and abs(value) < 1e15
         return Text(str(int(value)) if whole else f"{value:.3f}" if 1 <= abs(value) < 1e15 else f"{value:.4g}")
     return Text(_time(value, " ", "") or _exact(value, ""))
-
-
-def _visible(text: str) -> str:
-    """Text from a device must not steer the terminal that shows it."""
-    return text if text.isprintable() else "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 # The prompt
@@ -386,9 +388,16 @@ def _prompt(connection: duckdb.DuckDBPyConnection, args: argparse.Namespace) -> 
                 typed = ""
 
 
+# Strings, names and comments: what they hold ends nothing.
+_HELD = re.compile(
+    r"""[eE]'(?:[^'\\]|\\.|'')*' | '(?:[^']|'')*' | "(?:[^"]|"")*" | \$(\w*)\$.*?\$\1\$ | --[^\n]* | /\*.*?\*/""", re.VERBOSE | re.DOTALL
+)
+
+
 def complete(typed: str) -> bool:
-    """Whether what was typed ends a statement: with ';' that stands in no string."""
-    return typed.rstrip().endswith(";") and typed.count("'") % 2 == 0 and typed.count('"') % 2 == 0
+    """Whether what was typed ends a statement: with ';' that stands in no string and no comment, and none of these is open."""
+    rest = _HELD.sub(" ", typed)
+    return rest.rstrip().endswith(";") and not any(opening in rest for opening in ("'", '"', "$$", "/*"))
 
 
 def _answer(connection: duckdb.DuckDBPyConnection, text: str, args: argparse.Namespace) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import csv
 import io
 import json
 import os
@@ -82,6 +83,28 @@ def test_json_has_a_form_for_every_type():
     assert len(as_json("FROM range(25000)")) == 25_000
 
 
+def test_no_column_is_lost_and_none_is_taken_for_an_answer_without_rows(lake, capsys):
+    """Names that are there twice are numbered past those that there are; a column may be called as DuckDB calls nothing."""
+    assert as_json("SELECT 1 a, 2 a, 3 a_1, 4 a") == [{"a": 1, "a_2": 2, "a_1": 3, "a_3": 4}]
+    assert as_json("SELECT 1 a_1, 2 a, 3 a") == [{"a_1": 1, "a": 2, "a_2": 3}]
+    assert telemetry("sql", 'SELECT 1 AS "Success"', "--json", "--data", str(lake)) == 0
+    assert json.loads(capsys.readouterr().out) == [{"Success": 1}]
+    assert telemetry("sql", "SET VARIABLE x = 1", "--json", "--data", str(lake)) == 0
+    assert capsys.readouterr() == ("", "ok\n")
+
+
+def test_csv_holds_what_is_there_and_a_terminal_what_can_be_shown(capsys, monkeypatch):
+    """A name that was exported is the name: whoever looks for it finds it."""
+    query = "SELECT 'a' || chr(160) || 'b' AS d, chr(27) || '[2J' AS e, 'x' || chr(10) || '\"y\"' AS f, ['a' || chr(155)] AS g"
+    show(answer(query), as_csv=True)
+    [names, row] = csv.reader(io.StringIO(capsys.readouterr().out))
+    assert (names, row) == (["d", "e", "f", "g"], ["a\xa0b", "\x1b[2J", 'x\n"y"', '["a\x9b"]'])
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    show(answer(query), as_csv=True)
+    [_, row] = csv.reader(io.StringIO(capsys.readouterr().out))
+    assert row == ["a\\xa0b", "\\x1b[2J", 'x\\n"y"', '["a\\x9b"]']
+
+
 @pytest.mark.parametrize(
     ("interval", "told"),
     [
@@ -118,9 +141,14 @@ def test_in_a_pipe_values_are_whole_and_aligned():
 
 @pytest.mark.parametrize(
     ("typed", "ends"),
-    [("SELECT 1;", True), ("SELECT 1", False), ("SELECT ';", False), ("SELECT ';';", True), ("SELECT 1; \n", True), ('SELECT ";', False)],
-)
-def test_a_statement_ends_with_a_semicolon_outside_strings(typed, ends):
+    [
+        ("SELECT 1;", True), ("SELECT 1", False), ("SELECT ';", False), ("SELECT ';';", True), ("SELECT 1; \n", True), ('SELECT ";', False),
+        ("SELECT 1 -- it's\n;", True), ("SELECT 1; -- it's", True), ("SELECT 1 -- it's;", False), ("SELECT /* ' */ 1;", True),
+        ("SELECT /* 1;", False), ("SELECT $$it's$$;", True), ("SELECT $$;", False), ("SELECT $a$it's$a$;", True),
+        ("SELECT E'it\\'s';", True), ("SELECT '--', 'it''s';", True), ("SELEC 'x;';", True),
+    ],
+)  # fmt: skip
+def test_a_statement_ends_with_a_semicolon_outside_strings_and_comments(typed, ends):
     assert complete(typed) is ends
 
 
