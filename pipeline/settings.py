@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Annotated, Literal, Self
 
 from pydantic import AliasChoices, Field, SecretStr, ValidationError, field_validator, model_validator
-from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+from pydantic_settings import BaseSettings, EnvSettingsSource, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict
 
 from pipeline.core.semantics import Semantics
 from pipeline.errors import Invalid
@@ -119,6 +119,16 @@ class Settings(BaseSettings):
     books_interval_seconds: Interval = 60
     log_format: Literal["text", "json"] = "text"
     log_level: Literal["debug", "info", "warning", "error"] = "info"
+
+    @classmethod
+    def settings_customise_sources(
+        cls, settings_cls: type[BaseSettings], init_settings: PydanticBaseSettingsSource, env_settings: EnvSettingsSource, **_: object
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """An empty variable of what may be unset is unset: so a compose file passes on what nobody has set."""
+        optional = {f"{PREFIX}{name}".lower() for name, field in cls.model_fields.items() if field.default is None} | {"redis_url"}
+        found = env_settings.env_vars
+        env_settings.env_vars = {name: value for name, value in found.items() if value or name.lower() not in optional}
+        return init_settings, env_settings
 
     @field_validator("data_dir", mode="before")
     @classmethod

@@ -165,6 +165,17 @@ def test_the_variable_is_the_field(monkeypatch):
     assert load(redis_url="redis://told:1").redis_url == "redis://told:1"
 
 
+@pytest.mark.parametrize("name", [name for name, field in Settings.model_fields.items() if field.default is None])
+def test_an_empty_variable_of_what_may_be_unset_is_unset(monkeypatch, name):
+    """A path of no letters would be the folder that a command runs in, and an empty URL would hide one that is set by another name."""
+    monkeypatch.setenv(f"PIPELINE_{name.upper()}", "")
+    assert getattr(load(), name) is None and name not in load().model_fields_set
+    monkeypatch.setenv("REDIS_URL", "")
+    assert load().redis_url is None
+    monkeypatch.setenv("REDIS_URL", "redis://theirs:6379")
+    assert load().redis_url == "redis://theirs:6379"
+
+
 def test_the_lake_lies_in_the_data_folder_unless_told(monkeypatch):
     monkeypatch.setenv("PIPELINE_DATA_DIR", "here")
     assert load().lake == "here/lake"
