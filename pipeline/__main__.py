@@ -96,7 +96,7 @@ def _parser() -> argparse.ArgumentParser:
     status = commands.add_parser("status", help="partitions, workers, devices, admission and the books, as they stand")
     _data_argument(status)
     status.add_argument("--watch", action="store_true", help="again every second, until Ctrl-C")
-    status.add_argument("--json", action="store_true", help="one JSON object")
+    status.add_argument("--json", action="store_true", help="one JSON object; with --watch, one a line")
     status.set_defaults(func=_status)
     books = commands.add_parser("books", help="is every accepted event accounted for? exact when nothing moves")
     _data_argument(books)

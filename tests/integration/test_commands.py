@@ -13,7 +13,9 @@ import pyarrow as pa
 import pytest
 from deltalake import DeltaTable
 
+from pipeline import statusview
 from pipeline.__main__ import _parser, main
+from pipeline.errors import Unavailable
 from pipeline.settings import semantics_of
 from pipeline.stores import connection as keys
 from pipeline.stores.alertlog import NAMED, AlertLog
@@ -302,6 +304,29 @@ def test_books_balance_or_not(telemetry, stack, tmp_path):
 
 def test_books_without_a_lake_are_refused(telemetry):
     refused(telemetry("books"), "there is no table aggregates under")
+
+
+def test_status_as_json_once_or_a_line_a_second(telemetry, monkeypatch):
+    """While Redis is away standard error tells, and the next line comes when it is back."""
+    code, out, _ = telemetry("status", "--json")
+    assert code == 0 and len(json.loads(out)["partitions"]) == 16
+    times, real = [], statusview.status
+
+    def slept(seconds: float) -> None:
+        times.append(seconds)
+        if len(times) == 3:
+            raise KeyboardInterrupt
+
+    def now(*arguments) -> dict:
+        if len(times) == 1:
+            raise Unavailable("Redis: away")
+        return real(*arguments)
+
+    monkeypatch.setattr(statusview.time, "sleep", slept)
+    monkeypatch.setattr(statusview, "status", now)
+    code, out, err = telemetry("status", "--watch", "--json")
+    assert (code, err, times) == (130, "Redis: away; trying again\n", [1.0] * 3)
+    assert [len(json.loads(line)["partitions"]) for line in out.splitlines()] == [16, 16]
 
 
 @pytest.mark.parametrize("arguments", [["sql", "SELECT 1"], ["deadletters"], ["deadletters", "show"]])
