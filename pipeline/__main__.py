@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from pipeline.errors import Invalid, PipelineError
-from pipeline.settings import Settings, load, semantics_of
+from pipeline.settings import Settings, is_utf8, load, semantics_of
 
 ROLES = ("simulator", "ingest", "worker", "notifier", "maintenance")
 
@@ -26,8 +26,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     _tune_polars()
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # strangers name devices, and a terminal may know less than Unicode
-    args = _parser().parse_args(arguments)
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    args = _parser().parse_args(given)
     try:
+        if odd := [argument for argument in given if not is_utf8(argument)]:  # nothing that it may go to can hold it
+            raise Invalid(f"{odd[0]!a}: must be UTF-8 text")
         return args.func(args)
     except PipelineError as error:
         print(f"telemetry: {error}", file=sys.stderr)

@@ -130,11 +130,13 @@ class Settings(BaseSettings):
         env_settings.env_vars = {name: value for name, value in found.items() if value or name.lower() not in optional}
         return init_settings, env_settings
 
-    @field_validator("data_dir", mode="before")
+    @field_validator("data_dir", "lake_url", mode="before")
     @classmethod
-    def _a_folder(cls, value: object) -> object:
+    def _a_place(cls, value: object) -> object:
         if value == "":  # as a path it is the folder that a command happens to run in
             raise ValueError("must name a folder")
+        if not is_utf8(str(value)):  # neither Delta nor DuckDB can name it
+            raise ValueError("must be UTF-8 text")
         return value
 
     @field_validator("counter_metrics", mode="before")
@@ -174,6 +176,15 @@ class Settings(BaseSettings):
     def auth_required(self) -> bool:
         """Whether the API asks for a token."""
         return self.auth == "required" or (self.auth == "auto" and self.exposed)
+
+
+def is_utf8(text: str) -> bool:
+    """Whether text that came from the system is text, and no bytes that Python could not read as such."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _is_loopback(host: str) -> bool:

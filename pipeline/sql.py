@@ -112,7 +112,17 @@ def run_sql(args: argparse.Namespace) -> int:
     with connect(args) as connection:
         if args.query is None and sys.stdin.isatty():
             return _prompt(connection, args)
-        return _run(connection, sys.stdin.read() if args.query is None else args.query, args)
+        return _run(connection, _piped() if args.query is None else args.query, args)
+
+
+def _piped() -> str:
+    """What stands on standard input."""
+    try:
+        text = sys.stdin.read()
+        text.encode()  # some locales let pass what is no text
+    except UnicodeError:
+        raise Invalid("standard input: must be UTF-8 text") from None
+    return text
 
 
 def _run(connection: duckdb.DuckDBPyConnection, text: str, args: argparse.Namespace) -> int:
@@ -178,8 +188,9 @@ def _values(column: pa.Array) -> list:
         column = column.cast(pa.timestamp("us", column.type.tz), safe=False)
     try:
         return column.to_pylist()
-    except OverflowError:  # infinity, or a year that Python has not
-        raise Invalid("a time in the answer is not of the years 1 to 9999: make it text, by CAST(... AS VARCHAR)") from None
+    except (OverflowError, ValueError):  # infinity, a year that Python has not, or nanoseconds inside a list
+        what = "finer than microseconds, or not of the years 1 to 9999"
+        raise Invalid(f"a time in the answer is {what}: make it text, by CAST(... AS VARCHAR)") from None
 
 
 # Forms
@@ -367,9 +378,13 @@ def _prompt(connection: duckdb.DuckDBPyConnection, args: argparse.Namespace) -> 
         while True:
             try:
                 line = input("    ...> " if typed else "telemetry> ")
+                line.encode()
             except EOFError:
                 print(file=sys.stderr)
                 return 0
+            except UnicodeError:
+                print("a line must be UTF-8 text", file=sys.stderr)
+                continue
             except KeyboardInterrupt:
                 print(file=sys.stderr)
                 typed = ""

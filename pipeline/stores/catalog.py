@@ -238,8 +238,9 @@ def write_catalog(path: Path) -> bool:
             _write(made, Path(folder) / "lake")
             made.chmod(0o444)
             os.replace(made, path)
-    except OSError as error:
-        raise Invalid(f"cannot write {path} ({error.strerror}): choose another --data, or mend its permissions") from error
+    except (OSError, duckdb.Error) as error:
+        why = error.strerror if isinstance(error, OSError) else first_line(error)
+        raise Invalid(f"cannot write {path} ({why}): choose another --data, or mend its permissions") from error
     return True
 
 

@@ -125,6 +125,20 @@ def test_a_window_on_the_command_line_is_compared_with_the_lake_and_nothing_besi
     refused(telemetry("up", "--window", "10s"), "was made with PIPELINE_WINDOW_SECONDS=60, not 10")
 
 
+@pytest.mark.parametrize(
+    "arguments", [["sql", "SELECT '\udcff'"], ["tokens", "revoke", "\udcff"], ["deadletters", "show", "--device", "\udcff"],
+                  ["check", "--data", "\udcff"], ["rules", "diff", "1", "2", "--data=\udcff"]],
+)  # fmt: skip
+def test_an_argument_that_is_no_text_is_refused(telemetry, arguments):
+    """As a terminal in another encoding sends it."""
+    refused(telemetry(*arguments), r"\udcff")
+
+
+def test_a_folder_of_the_environment_that_is_no_text_is_refused(telemetry, monkeypatch):
+    monkeypatch.setenv("PIPELINE_DATA_DIR", "\udcff")
+    refused(telemetry("check"), r"PIPELINE_DATA_DIR='\udcff': must be UTF-8 text")
+
+
 def test_it_is_a_program_too(stack, tmp_path):
     """As a process: the same answer, the same exit code."""
     done = stack.telemetry("rules", "show", "99")

@@ -188,12 +188,33 @@ def test_what_duckdb_refuses_is_one_line_and_exit_code_1(lake, capsys):
     assert one_line(duckdb.Error("Parser Error: bad\n\nLINE 1: x\n ^")) == "Parser Error: bad"
 
 
-@pytest.mark.parametrize("value", ["'infinity'::TIMESTAMP", "DATE '20000-01-01'", "[TIMESTAMPTZ '-infinity']"])
+@pytest.mark.parametrize("piped", [b"SELECT '\xff'", "\udcff"], ids=["a locale of UTF-8", "one that lets pass all"])
+def test_a_query_that_is_no_text_is_one_line(lake, monkeypatch, piped):
+    text = io.TextIOWrapper(io.BytesIO(piped), encoding="utf-8") if isinstance(piped, bytes) else io.StringIO(piped)
+    monkeypatch.setattr("sys.stdin", text)
+    with pytest.raises(Invalid, match=r"^standard input: must be UTF-8 text$"):
+        telemetry("sql", "--data", str(lake))
+
+
+NANOSECONDS = "TIMESTAMP_NS '2024-01-01 00:00:00.123456789'"
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        f"[{NANOSECONDS}]",
+        f"{{'a': {NANOSECONDS}}}",
+        "TIME_NS '00:00:00.123456789'",
+        "'infinity'::TIMESTAMP",
+        "DATE '20000-01-01'",
+        "[TIMESTAMPTZ '-infinity']",
+    ],
+)
 def test_a_time_that_no_calendar_here_has_is_the_users_to_cast(value, tmp_path, capsys):
     """Parquet has a form for it."""
     query = f"SELECT {value} AS t"
     for form in ({}, {"as_json": True}, {"as_csv": True}):
-        with pytest.raises(Invalid, match="not of the years 1 to 9999"):
+        with pytest.raises(Invalid, match="finer than microseconds, or not of the years 1 to 9999: make it text"):
             show(answer(query), **form)
         show(answer(f"SELECT CAST(t AS VARCHAR) FROM ({query})"), **form)
     show(answer(query), parquet=tmp_path / "a.parquet")
@@ -223,7 +244,7 @@ def test_no_lake_and_no_query_are_the_users_to_mend(lake, tmp_path):
 def test_the_prompt_goes_on_after_errors(lake, capsys, monkeypatch, tmp_path):
     """A statement over two lines, an error, Ctrl-C in the middle of typing, help; Ctrl-D leaves."""
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
-    lines = iter(["SELECT 40 +", "2 AS answer;", "FROM nowhere;", "SELECT", KeyboardInterrupt, ".tables", "SELECT 43 AS other;"])
+    lines = iter(["SELECT 40 +", "\udcff", "2 AS answer;", "FROM nowhere;", "SELECT", KeyboardInterrupt, ".tables", "SELECT 43 AS other;"])
 
     def typed(prompt: str) -> str:
         line = next(lines, EOFError)
@@ -236,7 +257,7 @@ def test_the_prompt_goes_on_after_errors(lake, capsys, monkeypatch, tmp_path):
     assert telemetry("sql", "--data", str(lake)) == 0
     told = capsys.readouterr()
     assert "answer\n    42" in told.out and "other\n   43" in told.out and "series_of(a_device, a_metric)" in told.out
-    assert "nowhere does not exist" in told.err
+    assert "nowhere does not exist" in told.err and "a line must be UTF-8 text" in told.err
 
 
 def test_ctrl_c_ends_a_query_and_not_the_next(lake):
