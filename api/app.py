@@ -30,6 +30,7 @@ from api.server import Server, room_for
 from api.status import status_router
 from api.tls import tls_of
 from pipeline.errors import Invalid
+from pipeline.ops import cannot_listen
 from pipeline.settings import Settings
 from pipeline.status import status
 from pipeline.stores.admission import Desk
@@ -145,17 +146,17 @@ def create_app(
 
 
 def bind(settings: Settings) -> socket.socket:
-    """A listening socket; port 0 takes any that is free (`getsockname()[1]`). Invalid: the port is taken, or not ours to take."""
+    """A listening socket; port 0 takes any that is free (`getsockname()[1]`). Invalid: the port is taken, or it or the host not ours."""
     family = socket.AF_INET6 if ":" in settings.api_host else socket.AF_INET
     listener = socket.socket(family, socket.SOCK_STREAM)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listener.bind((settings.api_host, settings.api_port))
         listener.listen(BACKLOG)
-    except OSError as error:
+    except (OSError, TypeError) as error:
         listener.close()
-        where = f"{settings.api_host}:{settings.api_port}"
-        raise Invalid(f"cannot listen on {where}: {error.strerror}; choose another port (PIPELINE_API_PORT, 0 for any)") from None
+        remedy = "choose another port (PIPELINE_API_PORT, 0 for any)"
+        raise cannot_listen(settings.api_host, settings.api_port, error, "PIPELINE_API_HOST", remedy) from None
     return listener
 
 

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from pipeline.errors import Invalid, PipelineError
-from pipeline.settings import Settings, load, semantics_of
+from pipeline.settings import Settings, is_utf8, load, semantics_of
 
 ROLES = ("simulator", "ingest", "worker", "notifier", "maintenance")
 
@@ -26,8 +26,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     _tune_polars()
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # strangers name devices, and a terminal may know less than Unicode
-    args = _parser().parse_args(arguments)
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    args = _parser().parse_args(given)
     try:
+        if odd := [argument for argument in given if not is_utf8(argument)]:  # nothing that it may go to can hold it
+            raise Invalid(f"{odd[0]!a}: must be UTF-8 text")
         return args.func(args)
     except PipelineError as error:
         print(f"telemetry: {error}", file=sys.stderr)
@@ -96,7 +99,7 @@ def _parser() -> argparse.ArgumentParser:
     status = commands.add_parser("status", help="partitions, workers, devices, admission and the books, as they stand")
     _data_argument(status)
     status.add_argument("--watch", action="store_true", help="again every second, until Ctrl-C")
-    status.add_argument("--json", action="store_true", help="one JSON object")
+    status.add_argument("--json", action="store_true", help="one JSON object; with --watch, one a line")
     status.set_defaults(func=_status)
     books = commands.add_parser("books", help="is every accepted event accounted for? exact when nothing moves")
     _data_argument(books)
@@ -175,9 +178,12 @@ def _settings(args: argparse.Namespace, **overrides: object) -> Settings:
 
 def _with_redis(args: argparse.Namespace) -> Settings:
     """Settings with the Redis that is set, or the one that `telemetry up` runs on this data folder."""
+    return _and_redis(_settings(args))
+
+
+def _and_redis(settings: Settings) -> Settings:
     from pipeline.stores.embedded import EmbeddedRedis
 
-    settings = _settings(args)
     if settings.redis_url:
         return settings
     embedded = EmbeddedRedis(Path(settings.data_dir) / "redis", settings.embedded_memory_max_mb, settings.embedded_fsync)
@@ -212,15 +218,17 @@ def _run_role(name: str, role, args: argparse.Namespace, settings: Settings) -> 
 def _up(args: argparse.Namespace) -> int:
     import shlex
 
+    from pipeline.stores.lake import lake_settings
     from pipeline.supervisor import Supervisor
 
     overrides: dict[str, object] = {} if args.port is None else {"api_port": args.port}
     if args.window is not None:
         if args.window != int(args.window) or args.window < 1:
             raise Invalid(f"--window {args.window:g}s: must be a whole number of seconds, at least 1")
-        # Short windows ask for a shorter patience too, unless it is set.
+        # Short windows ask for a shorter patience too, unless it is set, or the lake was made with another.
         patience = {"disorder_seconds": args.window / 2, "idle_after_seconds": args.window * 1.5, "tick_interval_seconds": args.window / 5}
-        given = load().model_fields_set
+        plain = load(**({"data_dir": args.data} if args.data else {}))
+        given = plain.model_fields_set | lake_settings(plain.lake).keys()
         overrides |= {"window_seconds": int(args.window), **{name: value for name, value in patience.items() if name not in given}}
     if args.workers < 1:
         raise Invalid(f"--workers {args.workers}: must be at least 1; `--without worker` leaves them out")
@@ -400,13 +408,15 @@ def _doctor(args: argparse.Namespace) -> int:
     from pipeline.doctor.report import report
     from pipeline.errors import Unavailable
 
-    without_redis = ""
     try:
-        settings = _with_redis(args)
+        settings = _settings(args)
     except Unavailable:  # the lake cannot be read: a finding, not the end
         settings = load(**({"data_dir": args.data} if args.data else {}))
+    without_redis = ""
+    try:
+        settings = _and_redis(settings)
     except Invalid as error:
-        settings, without_redis = _settings(args), str(error)
+        without_redis = str(error)
     return report(settings, without_redis, as_json=args.json)
 
 

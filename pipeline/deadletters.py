@@ -35,6 +35,7 @@ BODY_EVENTS_MAX = 1000  # with events of at most a few KB, far below what the AP
 ATTEMPTS_MAX = 6
 WAIT_SECONDS_MAX = 10.0
 TIMEOUT_SECONDS = 30.0
+REFUSED = (400, 413, 422)  # of one body: the next may be taken
 
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
 
@@ -193,7 +194,12 @@ def _client(args: argparse.Namespace) -> httpx.Client:
     except OSError as error:
         raise Invalid(f"--ca-file {args.ca_file}: {error.strerror or error}; expected certificates as PEM") from None
     headers = {"Authorization": f"Bearer {token}"} if token else {}
-    return httpx.Client(base_url=args.url.rstrip("/"), timeout=TIMEOUT_SECONDS, headers=headers, verify=verify)
+    try:
+        return httpx.Client(base_url=args.url.rstrip("/"), timeout=TIMEOUT_SECONDS, headers=headers, verify=verify)
+    except (httpx.InvalidURL, UnicodeError) as error:
+        raise Invalid(f"--url {ascii(args.url)[1:-1]}: {error}") from None
+    except OSError as error:
+        raise Invalid(f"SSL_CERT_FILE or SSL_CERT_DIR: {error.strerror or error}; expected certificates as PEM") from None
 
 
 def _token(file: Path | None) -> str:
@@ -234,14 +240,14 @@ def bodies(rows: Iterable[tuple[int, int, str]], mends: dict[str, Any], unusable
     for (partition, entry), group in itertools.groupby(rows, key=lambda row: row[:2]):
         events = [event for _, _, text in group if (event := _event(text, mends, unusable)) is not None]
         for at in range(0, len(events), BODY_EVENTS_MAX):
-            lines = [json.dumps(event, ensure_ascii=False, separators=(",", ":")) for event in events[at : at + BODY_EVENTS_MAX]]
-            content = "\n".join(lines).encode()
+            lines = events[at : at + BODY_EVENTS_MAX]
+            content = b"\n".join(lines)
             digest = hashlib.sha256(f"{partition} {entry} {at} ".encode() + content).hexdigest()
             yield Body(f"deadletters-{digest}", content, len(lines))
 
 
-def _event(text: str, mends: dict[str, Any], unusable: Counter[str]) -> dict[str, Any] | None:
-    """The event of a dead letter, mended; None where its text is none."""
+def _event(text: str, mends: dict[str, Any], unusable: Counter[str]) -> bytes | None:
+    """The event of a dead letter, mended, as JSON; None where its text is none, or holds what JSON has no form for."""
     try:
         event = json.loads(text)
     except (ValueError, RecursionError):  # strangers choose how deep it is nested
@@ -255,20 +261,28 @@ def _event(text: str, mends: dict[str, Any], unusable: Counter[str]) -> dict[str
             event["tags"] = json.loads(event["tags"] or "null")
         except (ValueError, RecursionError):
             del event["tags"]
-    event |= mends
-    return {name: value for name, value in event.items() if value is not None}
+    mended = {name: value for name, value in (event | mends).items() if value is not None}
+    try:  # one that is sent all the same takes its whole body with it
+        return json.dumps(mended, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode()
+    except (ValueError, RecursionError):
+        unusable["it holds a number or a text that JSON cannot (NaN, half a character): mend it with --set"] += 1
+        return None
 
 
 def send(client: httpx.Client, made: Iterable[Body]) -> Told:
-    """Post each body until it is taken. Unavailable, Invalid: what the API said, and how much it took before."""
+    """Post each body until it is taken or refused. Unavailable, Invalid: what the API said, and how much it took before."""
     told = Told()
     for body in made:
         try:
             response = _post(client, body)
         except PipelineError as error:
             raise type(error)(f"{error}; sent before: {told.sent:,}, of them accepted: {told.accepted:,}") from error
-        answer = response.json()
         told.sent += body.events
+        if response.status_code != 202:
+            told.rejected += body.events
+            told.reasons[f"the body, {response.status_code}", _message(response)] += body.events
+            continue
+        answer = response.json()
         told.repeated += body.events if response.headers.get("idempotent-replay") == "true" else 0
         told.accepted += answer["accepted"]
         told.rejected += answer["rejected"]
@@ -277,18 +291,19 @@ def send(client: httpx.Client, made: Iterable[Body]) -> Told:
 
 
 def _post(client: httpx.Client, body: Body) -> httpx.Response:
+    """What the API says of this body. Unavailable, Invalid: it takes none now, or none at all."""
     headers = {"Content-Type": "application/x-ndjson", "Idempotency-Key": body.key}
     problem = ""
     for attempt in range(ATTEMPTS_MAX):
         wait = min(0.25 * 2**attempt, WAIT_SECONDS_MAX)
         try:
             response = client.post("/v1/events", content=body.content, headers=headers)
-        except httpx.InvalidURL as error:
+        except (httpx.InvalidURL, UnicodeError) as error:
             raise Invalid(f"--url {client.base_url}: {error}") from error
         except httpx.HTTPError as error:
             problem = f"{client.base_url} does not answer ({error})"
         else:
-            if response.status_code == 202:
+            if response.status_code in (202, *REFUSED):
                 return response
             problem = f"{client.base_url} answers {response.status_code}: {_message(response)}"
             if response.status_code not in (429, 500, 502, 503, 504):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import socket
 import threading
@@ -82,13 +83,22 @@ def serve(role: str, health: Health, listener: socket.socket, leads: Callable[[]
 
 
 def listener_of(settings: Settings, port: int | None = None) -> socket.socket | None:
-    """A socket on the metrics port, or None where none is set. Invalid: it is taken, or not ours to take."""
+    """A socket on the metrics port, or None where none is set. Invalid: it is taken or not ours to take, or the host is not ours."""
     port = settings.metrics_port if port is None else port
     if port is None:
         return None
     family = socket.AF_INET6 if ":" in settings.metrics_host else socket.AF_INET
     try:
         return socket.create_server((settings.metrics_host, port), family=family, backlog=CONNECTIONS_MAX)
-    except OSError as error:
-        where = f"{settings.metrics_host}:{port}"
-        raise Invalid(f"cannot listen on {where}: {error.strerror}; choose another PIPELINE_METRICS_PORT (0: any free)") from None
+    except (OSError, TypeError) as error:
+        remedy = "choose another PIPELINE_METRICS_PORT (0: any free)"
+        raise cannot_listen(settings.metrics_host, port, error, "PIPELINE_METRICS_HOST", remedy) from None
+
+
+def cannot_listen(host: str, port: int, error: OSError | TypeError, host_setting: str, remedy: str) -> Invalid:
+    """What is said where a socket cannot be bound: the remedy, unless it is the host that is none of this machine's."""
+    number = getattr(error, "errno", None)
+    if number is None or number < 0 or number == errno.EADDRNOTAVAIL:  # no text, no such name, or another machine's
+        remedy = f"{host_setting} must be an address (without brackets) or a name of this machine"
+    why = str(getattr(error, "strerror", error)).partition(" (while")[0]  # what follows is the address again
+    return Invalid(f"cannot listen on {ascii(host)[1:-1]}:{port}: {why}; {remedy}")

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Annotated, Literal, Self
 
 from pydantic import AliasChoices, Field, SecretStr, ValidationError, field_validator, model_validator
-from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+from pydantic_settings import BaseSettings, EnvSettingsSource, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict
 
 from pipeline.core.semantics import Semantics
 from pipeline.errors import Invalid
@@ -24,9 +24,13 @@ from pipeline.errors import Invalid
 PREFIX = "PIPELINE_"
 SECOND_US = 1_000_000
 
-Positive = Annotated[int, Field(ge=1)]
+# Beyond these, something below us overflows or wraps: a time, an allocation, a number of Redis'.
+Positive = Annotated[int, Field(ge=1, le=10**9)]
+Bytes = Annotated[int, Field(ge=1, le=10**11)]
 LONGEST_SECONDS = 10 * 365 * 86_400
+LONGEST_DAYS = 36_500
 Seconds = Annotated[float, Field(gt=0, le=LONGEST_SECONDS)]
+Interval = Annotated[float, Field(ge=0.1, le=LONGEST_SECONDS)]  # of a job that comes again and again
 
 
 class Settings(BaseSettings):
@@ -54,10 +58,10 @@ class Settings(BaseSettings):
 
     # Worker
     lease_ms: Annotated[int, Field(ge=300, le=600_000)] = 3000
-    poll_interval_ms: Positive = 250
+    poll_interval_ms: Annotated[int, Field(ge=1, le=600_000)] = 250
     step_rows_max: Positive = 400_000
     read_entries_max: Positive = 256  # entries of one partition in one read
-    commit_interval_ms: Positive = 1000
+    commit_interval_ms: Annotated[int, Field(ge=1, le=3_600_000)] = 1000
     commit_retries_max: Positive = 100
     uncommitted_rows_max: Positive = 2_000_000
     rules_reload_seconds: Seconds = 2
@@ -68,8 +72,8 @@ class Settings(BaseSettings):
     api_host: str = "127.0.0.1"
     api_port: Annotated[int, Field(ge=0, le=65_535)] = 8000
     request_seconds_max: Seconds = 30  # within which a request has to have arrived whole
-    body_bytes_max: Positive = 8 * 1024**2
-    body_decompressed_bytes_max: Positive = 64 * 1024**2
+    body_bytes_max: Bytes = 8 * 1024**2
+    body_decompressed_bytes_max: Bytes = 64 * 1024**2
     body_events_max: Positive = 50_000
     name_chars_max: Positive = 256
     tags_max: Positive = 16
@@ -78,9 +82,9 @@ class Settings(BaseSettings):
     group_linger_ms: Annotated[int, Field(ge=0, le=1000)] = 5
     group_events_max: Positive = 50_000
     ingest_queue_events_max: Positive = 400_000
-    ingest_queue_bytes_max: Positive = 256 * 1024**2  # of bodies being read or decoded
+    ingest_queue_bytes_max: Bytes = 256 * 1024**2  # of bodies being read or decoded
     ingest_stop_seconds: Seconds = 30  # how long a stop waits for the requests that were accepted
-    idempotency_seconds: Positive = 300
+    idempotency_seconds: Annotated[int, Field(ge=1, le=LONGEST_SECONDS)] = 300
     # further metric name patterns -> the bits at which their counters wrap (0: gauge); in the environment as JSON
     counter_metrics: Annotated[dict[str, Literal[0, 32, 53, 64]], NoDecode] = Field(default_factory=dict)
 
@@ -94,17 +98,17 @@ class Settings(BaseSettings):
     token: SecretStr | None = None  # of the commands that are clients of an API: simulate, replay, deadletters retry
 
     # Redis
-    embedded_memory_max_mb: Positive = 1024  # of the server that `telemetry up` starts when no URL is set
+    embedded_memory_max_mb: Annotated[int, Field(ge=1, le=1 << 24)] = 1024  # of the server that `telemetry up` starts when no URL is set
     embedded_fsync: Literal["always", "everysec"] = "everysec"
-    redis_timeout_seconds: Seconds = 5
+    redis_timeout_seconds: Annotated[float, Field(ge=0.01, le=3600)] = 5
     redis_replicas_min: Annotated[int, Field(ge=0, le=5)] = 0  # that have an event before it is answered, and before it is counted
     backoff_max_seconds: Seconds = 5
 
     # Maintenance and the lake
-    compact_interval_seconds: Seconds = 60
+    compact_interval_seconds: Interval = 60
     compact_files_min: Positive = 8
-    vacuum_retention_hours: Annotated[int, Field(ge=1)] = 1
-    retention_days: Positive = 400
+    vacuum_retention_hours: Annotated[int, Field(ge=1, le=24 * LONGEST_DAYS)] = 1
+    retention_days: Annotated[int, Field(ge=1, le=LONGEST_DAYS)] = 400
 
     # Notifier
     notify_retries_max: Positive = 5
@@ -112,9 +116,28 @@ class Settings(BaseSettings):
     # Seeing inside
     metrics_host: str = "127.0.0.1"
     metrics_port: Annotated[int | None, Field(ge=0, le=65_535)] = None  # of worker, notifier, maintenance; none: no server
-    books_interval_seconds: Seconds = 60
+    books_interval_seconds: Interval = 60
     log_format: Literal["text", "json"] = "text"
     log_level: Literal["debug", "info", "warning", "error"] = "info"
+
+    @classmethod
+    def settings_customise_sources(
+        cls, settings_cls: type[BaseSettings], init_settings: PydanticBaseSettingsSource, env_settings: EnvSettingsSource, **_: object
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """An empty variable of what may be unset is unset: so a compose file passes on what nobody has set."""
+        optional = {f"{PREFIX}{name}".lower() for name, field in cls.model_fields.items() if field.default is None} | {"redis_url"}
+        found = env_settings.env_vars
+        env_settings.env_vars = {name: value for name, value in found.items() if value or name.lower() not in optional}
+        return init_settings, env_settings
+
+    @field_validator("data_dir", "lake_url", mode="before")
+    @classmethod
+    def _a_place(cls, value: object) -> object:
+        if value == "":  # as a path it is the folder that a command happens to run in
+            raise ValueError("must name a folder")
+        if not is_utf8(str(value)):  # neither Delta nor DuckDB can name it
+            raise ValueError("must be UTF-8 text")
+        return value
 
     @field_validator("counter_metrics", mode="before")
     @classmethod
@@ -153,6 +176,15 @@ class Settings(BaseSettings):
     def auth_required(self) -> bool:
         """Whether the API asks for a token."""
         return self.auth == "required" or (self.auth == "auto" and self.exposed)
+
+
+def is_utf8(text: str) -> bool:
+    """Whether text that came from the system is text, and no bytes that Python could not read as such."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _is_loopback(host: str) -> bool:

@@ -13,9 +13,10 @@ import itertools
 import json
 import math
 import os
+import re
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, date, datetime
 from datetime import time as time_of_day
@@ -94,15 +95,13 @@ def add_sql(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
 def add_place(parser: argparse.ArgumentParser) -> None:
     """The arguments that say which lake is meant."""
     parser.add_argument("--data", type=Path, metavar="DIR", help="the data folder (default: PIPELINE_DATA_DIR, else data)")
-    parser.add_argument("--lake", metavar="URL", help="folder or URL of the lake where it is not DATA/lake")
+    parser.add_argument("--lake", metavar="URL", help="folder or URL of the lake (default: PIPELINE_LAKE_URL, else DATA/lake)")
 
 
 def connect(args: argparse.Namespace) -> duckdb.DuckDBPyConnection:
     """The catalog that the arguments of `add_place`, else the environment, mean."""
-    overrides = {}
-    if args.data is not None or args.lake is not None:
-        overrides = {"lake_url": args.lake} | ({"data_dir": args.data} if args.data is not None else {})
-    return open_catalog(settings.load(**overrides))
+    overrides = {"data_dir": args.data, "lake_url": args.lake}
+    return open_catalog(settings.load(**{name: value for name, value in overrides.items() if value is not None}))
 
 
 def run_sql(args: argparse.Namespace) -> int:
@@ -113,7 +112,17 @@ def run_sql(args: argparse.Namespace) -> int:
     with connect(args) as connection:
         if args.query is None and sys.stdin.isatty():
             return _prompt(connection, args)
-        return _run(connection, sys.stdin.read() if args.query is None else args.query, args)
+        return _run(connection, _piped() if args.query is None else args.query, args)
+
+
+def _piped() -> str:
+    """What stands on standard input."""
+    try:
+        text = sys.stdin.read()
+        text.encode()  # some locales let pass what is no text
+    except UnicodeError:
+        raise Invalid("standard input: must be UTF-8 text") from None
+    return text
 
 
 def _run(connection: duckdb.DuckDBPyConnection, text: str, args: argparse.Namespace) -> int:
@@ -153,10 +162,11 @@ def one_line(error: BaseException) -> str:
 
 
 def ask(connection: duckdb.DuckDBPyConnection, statement: duckdb.Statement | str, parameters: Sequence[Any] | None = None) -> Answer:
-    """Run one statement."""
+    """Run one statement; as text it is a query."""
     connection.execute(statement, parameters)
     names = [column[0] for column in connection.description or []]
-    if not names or names == ["Success"]:
+    selects = isinstance(statement, str) or statement.type == duckdb.StatementType.SELECT
+    if not names or (names == ["Success"] and not selects):  # so DuckDB says that there is nothing to say
         return Answer(None, iter(()))
     reader = connection.to_arrow_reader(BATCH_ROWS)
     names = _distinct(names)
@@ -165,13 +175,12 @@ def ask(connection: duckdb.DuckDBPyConnection, statement: duckdb.Statement | str
 
 
 def _distinct(names: list[str]) -> list[str]:
-    """`a, a` as `a, a_1`: an object has each key once."""
-    seen: dict[str, int] = {}
-    told = []
+    """`a, a` as `a, a_1`, or a later number where that is a name already: an object has each key once."""
+    told: dict[str, None] = {}
     for name in names:
-        seen[name] = seen.get(name, -1) + 1
-        told.append(f"{name}_{seen[name]}" if seen[name] else name)
-    return told
+        numbered = (f"{name}_{number}" for number in itertools.count(1))
+        told[name if name not in told else next(other for other in numbered if other not in told and other not in names)] = None
+    return list(told)
 
 
 def _values(column: pa.Array) -> list:
@@ -179,8 +188,9 @@ def _values(column: pa.Array) -> list:
         column = column.cast(pa.timestamp("us", column.type.tz), safe=False)
     try:
         return column.to_pylist()
-    except OverflowError:  # infinity, or a year that Python has not
-        raise Invalid("a time in the answer is not of the years 1 to 9999: make it text, by CAST(... AS VARCHAR)") from None
+    except (OverflowError, ValueError):  # infinity, a year that Python has not, or nanoseconds inside a list
+        what = "finer than microseconds, or not of the years 1 to 9999"
+        raise Invalid(f"a time in the answer is {what}: make it text, by CAST(... AS VARCHAR)") from None
 
 
 # Forms
@@ -205,7 +215,8 @@ def show(
     elif as_csv:
         writer = csv.writer(sys.stdout, lineterminator="\n")
         writer.writerow(answer.names)
-        writer.writerows([_exact(value, "") for value in row] for row in answer.rows())
+        shown = _visible if sys.stdout.isatty() else str  # a file is read by programs, which look for the very name
+        writer.writerows([_exact(value, "", shown) for value in row] for row in answer.rows())
     elif sys.stdout.isatty():
         show_table(answer, Console(highlight=False), rows, seconds)
     else:
@@ -324,11 +335,18 @@ def _time(value: Any, between: str, zone: str) -> str | None:
 def _interval(value: pa.MonthDayNano) -> str:
     """An ISO 8601 duration."""
     months, days, nanoseconds = value
-    return f"P{months}M{days}DT{nanoseconds / 1e9:g}S"
+    seconds, fraction = divmod(abs(nanoseconds), 1_000_000_000)
+    sign, decimals = "-" if nanoseconds < 0 else "", f".{fraction:09}".rstrip("0") if fraction else ""
+    return f"P{months}M{days}DT{sign}{seconds}{decimals}S"
 
 
-def _exact(value: Any, null: str) -> str:
-    """A value to its last digit, on one line."""
+def _visible(text: str) -> str:
+    """Text from a device must not steer the terminal that shows it."""
+    return text if text.isprintable() else "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def _exact(value: Any, null: str, shown: Callable[[str], str] = _visible) -> str:
+    """A value to its last digit; on one line, unless `shown` has another mind about what cannot be printed."""
     if value is None:
         return null
     if isinstance(value, bool):
@@ -336,8 +354,8 @@ def _exact(value: Any, null: str) -> str:
     if isinstance(value, pa.MonthDayNano):
         return _interval(value)
     if isinstance(value, list | dict | tuple):
-        return json.dumps(_jsonable(value), ensure_ascii=False)
-    return _visible(_time(value, "T", "Z") or (value.hex() if isinstance(value, bytes) else str(value)))
+        return shown(json.dumps(_jsonable(value), ensure_ascii=False))
+    return shown(_time(value, "T", "Z") or (value.hex() if isinstance(value, bytes) else str(value)))
 
 
 def _short(value: Any) -> Text:
@@ -350,11 +368,6 @@ def _short(value: Any) -> Text:
     return Text(_time(value, " ", "") or _exact(value, ""))
 
 
-def _visible(text: str) -> str:
-    """Text from a device must not steer the terminal that shows it."""
-    return text if text.isprintable() else "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
-
-
 # The prompt
 
 
@@ -365,9 +378,13 @@ def _prompt(connection: duckdb.DuckDBPyConnection, args: argparse.Namespace) -> 
         while True:
             try:
                 line = input("    ...> " if typed else "telemetry> ")
+                line.encode()
             except EOFError:
                 print(file=sys.stderr)
                 return 0
+            except UnicodeError:
+                print("a line must be UTF-8 text", file=sys.stderr)
+                continue
             except KeyboardInterrupt:
                 print(file=sys.stderr)
                 typed = ""
@@ -386,9 +403,16 @@ def _prompt(connection: duckdb.DuckDBPyConnection, args: argparse.Namespace) -> 
                 typed = ""
 
 
+# Strings, names and comments: what they hold ends nothing.
+_HELD = re.compile(
+    r"""[eE]'(?:[^'\\]|\\.|'')*' | '(?:[^']|'')*' | "(?:[^"]|"")*" | \$(\w*)\$.*?\$\1\$ | --[^\n]* | /\*.*?\*/""", re.VERBOSE | re.DOTALL
+)
+
+
 def complete(typed: str) -> bool:
-    """Whether what was typed ends a statement: with ';' that stands in no string."""
-    return typed.rstrip().endswith(";") and typed.count("'") % 2 == 0 and typed.count('"') % 2 == 0
+    """Whether what was typed ends a statement: with ';' that stands in no string and no comment, and none of these is open."""
+    rest = _HELD.sub(" ", typed)
+    return rest.rstrip().endswith(";") and not any(opening in rest for opening in ("'", '"', "$$", "/*"))
 
 
 def _answer(connection: duckdb.DuckDBPyConnection, text: str, args: argparse.Namespace) -> None:

@@ -1,9 +1,10 @@
-"""`telemetry status`: how the whole stands, for a person to look at; with --watch, again and again."""
+"""`telemetry status`: how the whole stands, for a person to look at; with --watch, again and again. As JSON, for programs."""
 
 from __future__ import annotations
 
 import argparse
 import json
+import sys
 import time
 from datetime import UTC, datetime
 from typing import Any
@@ -27,8 +28,15 @@ def show(args: argparse.Namespace, settings: Settings) -> int:
     """Print it once, or watch until Ctrl-C."""
     client = connect(settings.redis_url, settings.redis_timeout_seconds)
     if args.json:
-        print(json.dumps(status(settings, client)))
-        return 0
+        if not args.watch:
+            print(json.dumps(status(settings, client)))
+            return 0
+        while True:
+            try:
+                print(json.dumps(status(settings, client)), flush=True)
+            except Unavailable as error:
+                print(f"{error}; trying again", file=sys.stderr)
+            time.sleep(WATCH_SECONDS)
     console = Console()
     if not args.watch:
         console.print(drawn(status(settings, client)))

@@ -26,12 +26,12 @@ from api.tls import tls_of
 from pipeline import logs, ops
 from pipeline.books import balance
 from pipeline.core.tokens import INGEST
-from pipeline.errors import Invalid, PipelineError, Unavailable
+from pipeline.errors import Invalid, PipelineError
 from pipeline.settings import Settings, semantics_of
 from pipeline.stops import on_signal
 from pipeline.stores.alertlog import AlertReader
 from pipeline.stores.catalog import write_catalog
-from pipeline.stores.connection import connect, parse_id, stream_key
+from pipeline.stores.connection import connect, parse_id, stream_key, translated
 from pipeline.stores.embedded import EmbeddedRedis
 from pipeline.stores.lake import Lake
 from pipeline.stores.tokenbook import Tokenbook
@@ -39,8 +39,12 @@ from pipeline.tokens import ensure_token
 
 TARGETS = "metrics-targets.json"  # in the data folder: where each role answers, as Prometheus' file_sd_configs reads it
 STOP_ORDER = ("simulator", "ingest", "worker", "notifier", "maintenance")
-STOP_SECONDS = 40
+MEASURED = ("worker", "maintenance", "notifier")  # on a metrics port of their own; the API on its own
+PORT_MAX = 65_535
+STOP_SECONDS = 40  # a role that does not end by then, or this long after its own patience is over, is killed
+STOP_GRACE_SECONDS = 10
 RESTART_SECONDS_MAX = 10.0
+NEVER = float("inf")
 DRAIN_SECONDS = 30
 REPORT_SECONDS = 5
 READY_ANSWER_SECONDS = 0.5
@@ -77,6 +81,8 @@ class Supervisor:
         self._simulate = simulate
         self._as_json = as_json
         self._duration = duration_seconds
+        patience = max(settings.shutdown_timeout_seconds, settings.ingest_stop_seconds)
+        self._stop_seconds = max(STOP_SECONDS, patience + STOP_GRACE_SECONDS)
         self._data = Path(settings.data_dir)
         self._truth = self._data / "truth.ndjson"
         self._stopping = threading.Event()
@@ -150,7 +156,7 @@ class Supervisor:
         if self._settings.redis_url:
             return
         self._redis = EmbeddedRedis(self._data / "redis", self._settings.embedded_memory_max_mb, self._settings.embedded_fsync)
-        self._redis.start()
+        self._redis.start(self._stopping.is_set)
         self._settings = self._settings.model_copy(update={"redis_url": self._redis.url})
 
     def _declare(self, descriptor: int | None, port: int) -> None:
@@ -185,8 +191,12 @@ class Supervisor:
     def _listen(self, api_port: int) -> None:
         """A metrics port for each role: those from PIPELINE_METRICS_PORT on, or any that are free; and the file that tells which."""
         settings, targets = self._settings, []
+        roles = sum(process.role in MEASURED for process in self._processes)
+        if settings.metrics_port and settings.metrics_port + roles - 1 > PORT_MAX:
+            named = f"PIPELINE_METRICS_PORT={settings.metrics_port}"
+            raise Invalid(f"{named}: {roles} roles have a port each from there on: must be at most {PORT_MAX + 1 - roles}")
         for process in self._processes:
-            if process.role in ("worker", "maintenance", "notifier"):
+            if process.role in MEASURED:
                 number = len([each for each in self._processes if each.metrics])
                 listener = ops.listener_of(settings, settings.metrics_port + number if settings.metrics_port else 0)
                 process.metrics, descriptor = listener, listener.fileno()
@@ -272,8 +282,8 @@ class Supervisor:
             return
         self.say("up", "the embedded Redis died; starting it again")
         try:
-            self._redis.start()
-        except Unavailable as error:
+            self._redis.start(self._stopping.is_set)
+        except PipelineError as error:
             self.say("up", f"{error}; trying again")
             self._stopping.wait(1)
 
@@ -286,6 +296,11 @@ class Supervisor:
         if code is None:
             if now - process.started_at > 60:
                 process.failures = 0
+            return
+        if code == 0 and process.role == "simulator":  # it was told how long to run
+            if process.retry_at != NEVER:
+                process.retry_at = NEVER
+                self.say("up", "the simulator has ended by itself; all others go on")
             return
         delay = min(RESTART_SECONDS_MAX, 0.2 * 2 ** min(process.failures, 10))
         process.failures += 1
@@ -349,13 +364,14 @@ class Supervisor:
         }
 
     def _drain(self) -> None:
-        """Wait until the workers have read all that is there now; ticks go on coming."""
+        """Wait until the workers have read all that is there now; ticks go on coming. Unavailable: Redis is away."""
         client, deadline = connect(self._settings.redis_url, self._settings.redis_timeout_seconds), time.monotonic() + DRAIN_SECONDS
-        newest = {key: client.xrevrange(key, count=1) for key in map(stream_key, range(self._settings.partitions))}
-        unread = {key: parse_id(entries[0][0]) for key, entries in newest.items() if entries}
-        while unread and time.monotonic() < deadline and not self._stopping.wait(0.1):
-            read = {key: parse_id(client.xinfo_groups(key)[0]["last-delivered-id"]) for key in unread}
-            unread = {key: last for key, last in unread.items() if read[key] < last}
+        with translated():
+            newest = {key: client.xrevrange(key, count=1) for key in map(stream_key, range(self._settings.partitions))}
+            unread = {key: parse_id(entries[0][0]) for key, entries in newest.items() if entries}
+            while unread and time.monotonic() < deadline and not self._stopping.wait(0.1):
+                read = {key: parse_id(client.xinfo_groups(key)[0]["last-delivered-id"]) for key in unread}
+                unread = {key: last for key, last in unread.items() if read[key] < last}
 
     def _books(self) -> dict:
         settings = self._settings
@@ -386,18 +402,19 @@ class Supervisor:
         for process in mine:
             if process.process.poll() is None:
                 process.process.send_signal(signal.SIGTERM)
-        deadline = time.monotonic() + STOP_SECONDS
+        deadline = time.monotonic() + self._stop_seconds
         for process in mine:
             try:
                 process.process.wait(max(0.1, deadline - time.monotonic()))
             except subprocess.TimeoutExpired:
-                self.say("up", f"{role} did not stop within {STOP_SECONDS} s; killing it (nothing is lost: the next start takes over)")
+                late = f"{role} did not stop within {self._stop_seconds:g} s"
+                self.say("up", f"{late}; killing it (nothing is lost: the next start takes over)")
                 process.process.kill()
                 process.process.wait()
             for reader in process.readers:
                 reader.join(2)
             process.process = None
-            process.retry_at = float("inf")
+            process.retry_at = NEVER
 
     def _stop_all(self) -> None:
         for role in STOP_ORDER:

@@ -23,7 +23,10 @@ def examine(settings: Settings) -> Iterator[Finding]:
     """Findings on this host. They hold for it alone: another role's host has its own."""
     yield _versions()
     yield _open_files()
-    yield _disk(settings.data_dir)
+    yield _disk(settings.data_dir, "choose another --data")
+    lake = Path(settings.lake)
+    if "://" not in settings.lake and _existing(lake).stat().st_dev != _existing(settings.data_dir).stat().st_dev:
+        yield _disk(lake, "choose another PIPELINE_LAKE_URL")
 
 
 def _versions() -> Finding:
@@ -44,9 +47,13 @@ def _open_files() -> Finding:
     return graded("machine", -soft, -FILES_WARN + 1, -FILES_BAD + 1, f"open files: at most {soft}", remedy)
 
 
-def _disk(folder: Path) -> Finding:
-    there = next(each for each in (folder.absolute(), *folder.absolute().parents) if each.exists())
-    usage = shutil.disk_usage(there)
+def _existing(folder: Path) -> Path:
+    """The folder, or the closest one above it that is there: where it would be made."""
+    return next(each for each in (folder.absolute(), *folder.absolute().parents) if each.exists())
+
+
+def _disk(folder: Path, elsewhere: str) -> Finding:
+    usage = shutil.disk_usage(_existing(folder))
     used = 1.0 if usage.free < DISK_FREE_BAD_BYTES else 1 - usage.free / usage.total
     text = f"disk of {folder}: {usage.free / 1e9:.1f} of {usage.total / 1e9:.1f} GB are free"
-    return graded("disk", used, DISK_WARN, DISK_BAD, text, "make room, lower PIPELINE_RETENTION_DAYS, or choose another --data")
+    return graded("disk", used, DISK_WARN, DISK_BAD, text, f"make room, lower PIPELINE_RETENTION_DAYS, or {elsewhere}")

@@ -13,7 +13,7 @@ import duckdb
 from pipeline.doctor.finding import Finding, graded
 from pipeline.errors import PipelineError
 from pipeline.settings import Settings, semantics_of
-from pipeline.stores.catalog import FILE, open_catalog
+from pipeline.stores.catalog import FILE, is_current, open_catalog
 from pipeline.stores.lake import Lake, first_line
 from pipeline.stores.tables import TABLES
 
@@ -96,4 +96,7 @@ def _catalog(settings: Settings) -> Finding:
         return Finding("catalog", "bad", f"DuckDB cannot read {path}: {first_line(error)}", f"remove it; {KEEP_HOUSE}")
     if not path.exists():
         return Finding("catalog", "warn", f"no {path} for other DuckDB clients", f"`telemetry maintain` writes it: {KEEP_HOUSE}")
+    if not is_current(path):  # what comes with us does without the file
+        remedy = f"the housekeeping writes it again every {settings.compact_interval_seconds:g} s: {KEEP_HOUSE} If it stays so, delete it"
+        return Finding("catalog", "warn", f"{path} is locked, damaged or of another release: other DuckDB clients cannot use it", remedy)
     return Finding("catalog", "ok", f"DuckDB reads {path}, with the delta extension")

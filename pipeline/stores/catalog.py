@@ -229,9 +229,7 @@ def write_catalog(path: Path) -> bool:
     The file appears whole, under its name, at once; clients that have the one before open keep that one.
     """
     path = Path(path)
-    current = _connect(path)
-    if current is not None:
-        current.close()
+    if is_current(path):
         return False
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -240,8 +238,9 @@ def write_catalog(path: Path) -> bool:
             _write(made, Path(folder) / "lake")
             made.chmod(0o444)
             os.replace(made, path)
-    except OSError as error:
-        raise Invalid(f"cannot write {path} ({error.strerror}): choose another --data, or mend its permissions") from error
+    except (OSError, duckdb.Error) as error:
+        why = error.strerror if isinstance(error, OSError) else first_line(error)
+        raise Invalid(f"cannot write {path} ({why}): choose another --data, or mend its permissions") from error
     return True
 
 
@@ -262,6 +261,14 @@ def _define(connection: duckdb.DuckDBPyConnection) -> None:
 def _point(connection: duckdb.DuckDBPyConnection, lake: str) -> None:
     load_extensions(connection, lake)
     connection.execute(f"SET VARIABLE lake = {quoted(lake)}")
+
+
+def is_current(path: Path) -> bool:
+    """Whether the file is there, can be opened, and has these definitions."""
+    connection = _connect(path)
+    if connection is not None:
+        connection.close()
+    return connection is not None
 
 
 def _connect(path: Path) -> duckdb.DuckDBPyConnection | None:

@@ -12,6 +12,7 @@ import asyncio
 import threading
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
+from inspect import signature
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -28,6 +29,10 @@ from redis.retry import Retry
 
 ROUNDS_MAX = 4  # of a pipeline whose commands are sent to where they have moved
 PORT = 6379
+# What a URL may set: the client without asyncio would pass over what it does not know.
+OPTIONS = signature(redis.asyncio.RedisCluster.__init__).parameters.keys() - {
+    "self", "host", "port", "startup_nodes", "retry", "require_full_coverage",
+}  # fmt: skip
 
 Command = tuple[tuple, dict[str, Any]]
 
@@ -38,19 +43,23 @@ def is_cluster(url: str) -> bool:
 
 
 def parsed(url: str) -> tuple[list[tuple[str, int]], dict[str, Any]]:
-    """(addresses of some nodes, options of every connection) of a cluster's URL. ValueError: it is no such URL."""
+    """(addresses of some nodes, options of every connection) of a cluster's URL. ValueError, TypeError: it, or an option, is none."""
     parts = urlsplit(url)
     credentials, at, hosts = parts.netloc.rpartition("@")
     addresses = [(split.hostname or "", split.port or PORT) for split in (urlsplit(f"//{host}") for host in hosts.split(","))]
     if not all(host for host, _ in addresses):
         raise ValueError("a host is missing")
     scheme = parts.scheme.removesuffix("+cluster")
+    if scheme not in ("redis", "rediss"):
+        raise ValueError("nodes are reached by TCP")
     options = dict(parse_url(f"{scheme}://{credentials}{at}host{parts.path}?{parts.query}"))
     if options.pop("db", 0):
         raise ValueError("a cluster has database 0 alone")
     del options["host"]
     if options.pop("connection_class", None) is not None:
         options["ssl"] = True
+    if not options.keys() <= OPTIONS:
+        raise TypeError("there is no such option")
     return addresses, options
 
 

@@ -12,7 +12,7 @@ import socket
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import redis
 import redis.asyncio
@@ -162,6 +162,10 @@ def server_version(client: redis.Redis) -> tuple[int, ...]:
     return tuple(int(part) for part in str(client.info("server").get("redis_version", "0")).split(".")[:2])
 
 
+Client = TypeVar("Client", redis.Redis, redis.asyncio.Redis)
+_BAD_OPTION = (TypeError, AttributeError, RedisError)  # what redis-py makes of one that it does not know, or of its value
+
+
 def connect(url: str, timeout_seconds: float) -> redis.Redis | Cluster:
     """A client whose every wait is bounded. It never retries by itself: the caller knows what may be sent twice."""
     waits = {"socket_timeout": timeout_seconds, "socket_connect_timeout": timeout_seconds}
@@ -169,9 +173,11 @@ def connect(url: str, timeout_seconds: float) -> redis.Redis | Cluster:
         if is_cluster(url):
             addresses, options = parsed(url)
             return Cluster(addresses, {**waits, **options})
-        return redis.Redis.from_url(url, retry=Retry(NoBackoff(), 0), **waits)
+        return _tried(redis.Redis.from_url(url, retry=Retry(NoBackoff(), 0), **waits))
     except ValueError:
         raise _bad_url(url) from None
+    except _BAD_OPTION:
+        raise _bad_url(url, _OPTIONS) from None
 
 
 def connect_async(url: str, timeout_seconds: float) -> redis.asyncio.Redis | AsyncCluster:
@@ -181,16 +187,30 @@ def connect_async(url: str, timeout_seconds: float) -> redis.asyncio.Redis | Asy
         if is_cluster(url):
             addresses, options = parsed(url)
             return AsyncCluster(addresses, {**waits, **options})
-        return redis.asyncio.Redis.from_url(url, retry=redis.asyncio.retry.Retry(NoBackoff(), 0), **waits)
-    except (ValueError, TypeError):  # the latter: an option that there is not
+        return _tried(redis.asyncio.Redis.from_url(url, retry=redis.asyncio.retry.Retry(NoBackoff(), 0), **waits))
+    except ValueError:
         raise _bad_url(url) from None
+    except _BAD_OPTION:
+        raise _bad_url(url, _OPTIONS) from None
 
 
-def _bad_url(url: str) -> Invalid:
+def _tried(client: Client) -> Client:
+    """The client, after a look at its options: else the first command would be what meets one that there is not."""
+    pool = client.connection_pool
+    if isinstance(pool.connection_kwargs["retry"], str):
+        raise TypeError("the URL says how to retry")
+    pool.connection_class(**pool.connection_kwargs)
+    return client
+
+
+_FORMS = "redis://USER:PASSWORD@HOST:6379/0, redis+cluster://HOST:7000,HOST:7001, rediss... for TLS, or unix:///PATH"
+_OPTIONS = "and what follows its ? are options of redis-py, such as ssl_ca_certs=FILE"
+
+
+def _bad_url(url: str, more: str = "a slash in a password is %2F") -> Invalid:
     """Without the library's own words, which may quote a part of the password."""
     shown = url if "://" in url else re.sub(".*@", "***@", url)
-    forms = "redis://USER:PASSWORD@HOST:6379/0, redis+cluster://HOST:7000,HOST:7001, rediss... for TLS, or unix:///PATH"
-    return Invalid(f"PIPELINE_REDIS_URL={redact(shown)}: must be like {forms}; a slash in a password is %2F")
+    return Invalid(f"PIPELINE_REDIS_URL={redact(shown)}: must be like {_FORMS}; {more}")
 
 
 def translate(error: RedisError, partition: int | str | None = None) -> PipelineError:

@@ -10,14 +10,16 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import redis
+from redis.exceptions import BusyLoadingError
 
 from pipeline.errors import Invalid, Unavailable
 from pipeline.stores.connection import connect
 
-START_SECONDS = 30  # loading a large append-only file takes a while
+START_SECONDS = 30  # within which it says something
 STOP_SECONDS = 20
 SOCKET_CHARS_MAX = 100  # of a Unix socket's path: the kernel's limit is 108
 
@@ -61,18 +63,28 @@ class EmbeddedRedis:
     def _binary_of_folder(self) -> str:
         """The kind of server that began this folder: another, such as an older Redis after a Valkey, cannot read its files."""
         found, began_with = _servers(), self.folder / "server"
-        kind = began_with.read_text().strip() if began_with.exists() else next(iter(found))
-        if kind not in found:
+        if kind := began_with.read_text(errors="replace").strip() if began_with.exists() else "":
+            if kind in found:
+                return found[kind]
             raise Invalid(f"{self.folder} was begun with {kind}, which is not here any more: install it again, or choose another --data")
-        began_with.write_text(f"{kind}\n")
+        kind, partial = next(iter(found)), self.folder / "server.partial"
+        partial.write_text(f"{kind}\n")  # whole under its name or not there: on a full disk it would stay empty
+        partial.replace(began_with)
         return found[kind]
 
-    def start(self) -> None:
-        """Start, and wait until it answers. One that an earlier run left behind is stopped first."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        self._stop_leftover()
-        binary = self._binary_of_folder()
-        log = (self.folder / "redis.log").open("ab")
+    def start(self, stopping: Callable[[], bool] = bool) -> None:
+        """Start, and wait until it answers, as long as it says that it is loading. One that an earlier run left behind is stopped first.
+
+        Invalid: the folder is of another server, or cannot be written. Unavailable: it ended, says nothing, or is not waited for any more.
+        """
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self._stop_leftover()
+            binary = self._binary_of_folder()
+            log = (self.folder / "redis.log").open("ab")
+        except OSError as error:
+            remedy = "make room, mend its permissions, or choose another --data"
+            raise Invalid(f"cannot write to {self.folder} ({error.strerror}): {remedy}") from None
         self.process = subprocess.Popen(
             [
                 binary, "--port", "0", "--unixsocket", str(self._socket), "--unixsocketperm", "700", "--dir", str(self.folder),
@@ -89,7 +101,11 @@ class EmbeddedRedis:
                 if connect(self.url, 1).ping():
                     return
             except redis.RedisError as error:
-                if time.monotonic() > deadline:
+                if stopping():
+                    raise Unavailable("stopped before the embedded Redis was ready") from None
+                if isinstance(error, BusyLoadingError):  # how long that takes is a matter of how much it holds
+                    deadline = time.monotonic() + START_SECONDS
+                elif time.monotonic() > deadline:
                     raise Unavailable(f"the embedded Redis does not answer after {START_SECONDS} s: {error}") from None
             time.sleep(0.05)
 

@@ -35,6 +35,7 @@ from pipeline.stores.filecounts import FileCounts, scan
 from pipeline.stores.tables import APPEND, COMPACT, SCHEMAS, SERIES_TABLE, SKIP_BY, TABLES, rows_of
 
 FORMAT = 1  # of the tables; another needs another lake
+ODD_IN_NAMES = frozenset("[]%\\*?^|")  # under these Delta fails, or it and DuckDB read a path that is another
 SMALL_BYTES = 1 << 20  # of a file that had better be merged with others
 # Every commit and every look lists the log. With a commit a second it is 86,400 entries long after a day, and a commit takes seconds;
 # nobody needs an entry that is older than the longest look.
@@ -133,8 +134,9 @@ class Lake:
         return found if isinstance(found, dict) else {}
 
     def _check_writable(self) -> None:
-        if {"[", "]"} & set(self.location):
-            raise Invalid(f"{self.location}: Delta cannot write under a name with a bracket: choose another --data")
+        place = self.location if "://" in self.location else str(Path(self.location).absolute())
+        if odd := sorted(ODD_IN_NAMES & set(place)):
+            raise Invalid(f"{place}: Delta and DuckDB cannot work under a name with {' or '.join(odd)}: choose another --data")
         if "://" in self.location:
             return
         try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import time
 from dataclasses import replace
@@ -234,8 +235,19 @@ def test_a_folder_that_cannot_be_written_is_said_in_one_line(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(Invalid, match="cannot write to"):
         Lake(str(tmp_path / "file" / "lake")).create(SEMANTICS, 4)
-    with pytest.raises(Invalid, match="Delta cannot write under a name with a bracket: choose another --data"):
-        Lake(str(tmp_path / "lake [2]")).create(SEMANTICS, 4)
+
+
+@pytest.mark.parametrize("odd", ["[", "]", "%", "\\", "*", "?", "^", "|"])
+def test_a_name_that_delta_or_duckdb_takes_for_another_is_refused(tmp_path, monkeypatch, odd):
+    """Also where it is that of a folder above: both make the path whole."""
+    folder = tmp_path / f"lake {odd}2"
+    with pytest.raises(Invalid, match=f"cannot work under a name with {re.escape(odd)}: choose another --data"):
+        Lake(str(folder)).create(SEMANTICS, 4)
+    assert list(tmp_path.iterdir()) == []
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    with pytest.raises(Invalid, match=f"cannot work under a name with {re.escape(odd)}: choose another --data"):
+        Lake("data/lake").create(SEMANTICS, 4)
 
 
 def test_old_days_expire(lake):

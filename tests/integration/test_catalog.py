@@ -21,7 +21,7 @@ from pipeline.core.recovery import Stand
 from pipeline.core.rules import Rules, parse
 from pipeline.core.schema import DEAD_ROWS, entry_id
 from pipeline.core.semantics import Semantics
-from pipeline.errors import Unavailable
+from pipeline.errors import Invalid, Unavailable
 from pipeline.stores import catalog
 from pipeline.stores.catalog import MACROS, VIEWS, open_catalog, write_catalog
 from pipeline.stores.extensions import extension_path
@@ -219,6 +219,14 @@ def test_predicates_reach_the_files(tmp_path):
 
 
 # Who may open it, and when
+
+
+def test_a_folder_that_duckdb_cannot_write_in_is_one_line(tmp_path):
+    """Its lake may lie elsewhere, and be none the worse."""
+    for name in ("a?b", "a%20b"):
+        with pytest.raises(Invalid, match=r"^cannot write .*catalog.duckdb \(.*\): choose another --data") as told:
+            write_catalog(tmp_path / name / "catalog.duckdb")
+        assert "\n" not in str(told.value) and list((tmp_path / name).iterdir()) == []
 
 
 def test_it_is_written_once_and_again_when_definitions_change(tmp_path, monkeypatch):

@@ -13,12 +13,16 @@ import pyarrow as pa
 import pytest
 from deltalake import DeltaTable
 
+from pipeline import statusview
 from pipeline.__main__ import _parser, main
+from pipeline.errors import Unavailable
+from pipeline.settings import semantics_of
 from pipeline.stores import connection as keys
 from pipeline.stores.alertlog import NAMED, AlertLog
 from pipeline.stores.lake import Lake
 from pipeline.stores.leases import Leases
 from pipeline.stores.rulebook import DEFAULT, Rulebook
+from pipeline.supervisor import Supervisor
 from tests.harness import ALLOCATOR, Stack, free_port
 from tests.unit.test_tidy import commands
 
@@ -100,6 +104,39 @@ def test_a_wrong_call_is_exit_code_2(telemetry, arguments):
 def test_up_refuses_what_cannot_be_before_it_starts_anything(telemetry, tmp_path, arguments, text):
     refused(telemetry("up", *arguments), text)
     assert not (tmp_path / "data").exists()
+
+
+def test_a_window_on_the_command_line_is_compared_with_the_lake_and_nothing_beside_it(telemetry, monkeypatch):
+    """A new lake gets a patience that goes with its window; one that is there keeps its own. Ticks are nobody's past."""
+    asked = []
+
+    class Made(Supervisor):
+        def run(self) -> int:
+            Lake(self._settings.lake).create(semantics_of(self._settings), self._settings.partitions)
+            asked.append((self._settings.window_seconds, self._settings.disorder_seconds, self._settings.tick_interval_seconds))
+            return 0
+
+    monkeypatch.setattr("pipeline.supervisor.Supervisor", Made)
+    for name in ("WINDOW", "DISORDER", "IDLE_AFTER"):
+        monkeypatch.delenv(f"PIPELINE_{name}_SECONDS")
+    for arguments in ([], ["--window", "60s"], ["--data", "other", "--window", "10s"], ["--data", "other", "--window", "10s"]):
+        assert telemetry("up", *arguments)[0] == 0
+    assert asked == [(60, 20, 5), (60, 20, 12), (10, 5, 2), (10, 5, 2)]
+    refused(telemetry("up", "--window", "10s"), "was made with PIPELINE_WINDOW_SECONDS=60, not 10")
+
+
+@pytest.mark.parametrize(
+    "arguments", [["sql", "SELECT '\udcff'"], ["tokens", "revoke", "\udcff"], ["deadletters", "show", "--device", "\udcff"],
+                  ["check", "--data", "\udcff"], ["rules", "diff", "1", "2", "--data=\udcff"]],
+)  # fmt: skip
+def test_an_argument_that_is_no_text_is_refused(telemetry, arguments):
+    """As a terminal in another encoding sends it."""
+    refused(telemetry(*arguments), r"\udcff")
+
+
+def test_a_folder_of_the_environment_that_is_no_text_is_refused(telemetry, monkeypatch):
+    monkeypatch.setenv("PIPELINE_DATA_DIR", "\udcff")
+    refused(telemetry("check"), r"PIPELINE_DATA_DIR='\udcff': must be UTF-8 text")
 
 
 def test_it_is_a_program_too(stack, tmp_path):
@@ -281,6 +318,29 @@ def test_books_balance_or_not(telemetry, stack, tmp_path):
 
 def test_books_without_a_lake_are_refused(telemetry):
     refused(telemetry("books"), "there is no table aggregates under")
+
+
+def test_status_as_json_once_or_a_line_a_second(telemetry, monkeypatch):
+    """While Redis is away standard error tells, and the next line comes when it is back."""
+    code, out, _ = telemetry("status", "--json")
+    assert code == 0 and len(json.loads(out)["partitions"]) == 16
+    times, real = [], statusview.status
+
+    def slept(seconds: float) -> None:
+        times.append(seconds)
+        if len(times) == 3:
+            raise KeyboardInterrupt
+
+    def now(*arguments) -> dict:
+        if len(times) == 1:
+            raise Unavailable("Redis: away")
+        return real(*arguments)
+
+    monkeypatch.setattr(statusview.time, "sleep", slept)
+    monkeypatch.setattr(statusview, "status", now)
+    code, out, err = telemetry("status", "--watch", "--json")
+    assert (code, err, times) == (130, "Redis: away; trying again\n", [1.0] * 3)
+    assert [len(json.loads(line)["partitions"]) for line in out.splitlines()] == [16, 16]
 
 
 @pytest.mark.parametrize("arguments", [["sql", "SELECT 1"], ["deadletters"], ["deadletters", "show"]])

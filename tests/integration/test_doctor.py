@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import time
 from pathlib import Path
 
@@ -14,11 +15,14 @@ from pipeline.__main__ import main
 from pipeline.doctor import machine, server, tables
 from pipeline.stores.catalog import write_catalog
 from pipeline.stores.connection import PARTITIONS
+from pipeline.stores.embedded import EmbeddedRedis
 from pipeline.stores.leases import Leases
 from pipeline.stores.reports import Reports
 from pipeline.stores.rulebook import Rulebook
 from pipeline.stores.streams import Streams
 from tests.harness import Stack
+
+REAL_USAGE = shutil.disk_usage
 
 
 @pytest.fixture(scope="module")
@@ -189,6 +193,34 @@ def test_a_lake_that_cannot_be_read(doctor, well):
     assert code == 1 and any(topic == "lake" and mark == "bad" for mark, topic, *_ in found)
 
 
+def test_a_lake_that_cannot_be_read_hides_no_redis(doctor, well, monkeypatch):
+    """Without one that is set, that of `telemetry up` on this folder is looked at, or it is said that there is none."""
+    client, data = well
+    for log in (data / "lake" / "aggregates" / "_delta_log").iterdir():
+        log.write_text("{")
+    monkeypatch.delenv("PIPELINE_REDIS_URL")
+    assert any(topic == "redis" and "set REDIS_URL, or run `telemetry up`" in text for _, topic, text, _ in doctor()[1])
+    embedded = EmbeddedRedis(data / "redis", 100, "everysec")
+    embedded.start()
+    try:
+        client.config_set("maxmemory-policy", "noeviction")
+        found = doctor()[1]
+        assert not any(topic == "redis" for _, topic, *_ in found) and any(topic == "workers" for _, topic, *_ in found)
+    finally:
+        embedded.stop()
+
+
+def test_a_lake_on_a_disk_of_its_own(doctor, well, monkeypatch):
+    """Is looked at, too; one in the data folder lies on the same."""
+    usage = type("Usage", (), {"total": 100 << 30, "free": 5 << 30})
+    monkeypatch.setattr(machine.shutil, "disk_usage", lambda path: usage if str(path).endswith("lake") else REAL_USAGE(path))
+    assert doctor() == (0, [])
+    real = Path.stat
+    other = os.stat_result([0o40755, 2, 1 << 40, 2, 0, 0, 4096, 0, 0, 0])
+    monkeypatch.setattr(Path, "stat", lambda path, **more: other if path == well[1] / "lake" else real(path, **more))
+    only(doctor(), "warn", "disk", f"disk of {well[1] / 'lake'}: 5.4 of 107.4 GB are free", "choose another PIPELINE_LAKE_URL")
+
+
 def test_a_lake_of_other_settings(doctor, monkeypatch):
     monkeypatch.setenv("PIPELINE_WINDOW_SECONDS", "60")
     only(doctor(), "bad", "lake", "PIPELINE_WINDOW_SECONDS=10, not 60")
@@ -220,6 +252,9 @@ def test_logs_and_files_that_nobody_tidies(doctor, monkeypatch):
 
 def test_no_catalog_and_one_that_is_damaged(doctor, well, monkeypatch):
     path = well[1] / "catalog.duckdb"
+    path.chmod(0o644)
+    path.write_bytes(b"no DuckDB file")
+    only(doctor(), "warn", "catalog", "locked, damaged or of another release", "writes it again every 60 s", "delete it")
     path.unlink()
     only(doctor(), "warn", "catalog", "telemetry maintain")
     monkeypatch.setattr("pipeline.stores.extensions.extension_path", lambda name="delta": "/nowhere")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
@@ -15,9 +16,11 @@ from pathlib import Path
 
 import httpx
 import pytest
+from redis.exceptions import BusyLoadingError
 
 from pipeline.core.partitions import partition_of
-from pipeline.errors import Invalid
+from pipeline.errors import Invalid, Unavailable
+from pipeline.stores import embedded
 from pipeline.stores.embedded import EmbeddedRedis
 from pipeline.stores.lake import Lake
 from tests.harness import eventually
@@ -248,6 +251,53 @@ def test_a_redis_that_cannot_read_the_folder_is_not_tried(tmp_path):
         Invalid, match=r"was begun with keydb-server, which is not here any more: install it again, or choose another --data"
     ):
         EmbeddedRedis(tmp_path, 100, "everysec").start()
+
+
+@pytest.fixture
+def server(tmp_path) -> Iterator[EmbeddedRedis]:
+    """One that is not started yet, and is stopped at the end."""
+    made = EmbeddedRedis(tmp_path / "redis", 100, "everysec")
+    yield made
+    made.stop()
+
+
+def test_the_kind_of_a_folders_server_is_written_once_and_whole(server, monkeypatch):
+    """A file that a full disk left empty is none; one that is there is not written again; a disk that is full now is one line."""
+    server.folder.mkdir()
+    kind = server.folder / "server"
+    kind.write_text("")
+    monkeypatch.setattr(Path, "write_text", lambda *_: (_ for _ in ()).throw(OSError(errno.ENOSPC, "No space left on device")))
+    with pytest.raises(Invalid, match=r"^cannot write to .*redis \(No space left on device\): make room"):
+        server.start()
+    assert server.process is None and kind.read_text() == ""
+    monkeypatch.undo()
+    server.start()
+    assert kind.read_text().endswith("\n") and server.process.poll() is None
+    server.stop()
+    before = kind.stat()
+    server.start()
+    assert (kind.stat().st_ino, kind.stat().st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
+
+
+def test_a_server_that_is_loading_is_waited_for(server, monkeypatch):
+    """Beyond any deadline, but not beyond Ctrl-C."""
+    answers = [BusyLoadingError("loading")] * 3 + [True]
+
+    class Loading:
+        def ping(self) -> bool:
+            answer = answers.pop(0)
+            if isinstance(answer, Exception):
+                raise answer
+            return answer
+
+    monkeypatch.setattr(embedded, "START_SECONDS", 0)
+    monkeypatch.setattr(embedded, "connect", lambda *_: Loading())
+    server.start()
+    assert answers == []
+    answers += [BusyLoadingError("loading")] * 2
+    server.stop()
+    with pytest.raises(Unavailable, match="stopped before the embedded Redis was ready"):
+        server.start(lambda: len(answers) < 2)
 
 
 def test_a_supervisor_that_was_killed_leaves_nothing_that_hinders(ended, started):

@@ -23,12 +23,24 @@ def test_a_url_names_nodes_password_and_tls():
     assert options == {"username": "ana", "password": "p/w", "ssl": True, "ssl_ca_certs": "ca.pem"}
 
 
-@pytest.mark.parametrize("url", ["redis+cluster://", "redis+cluster://h:x", "redis+cluster://h,", "redis+cluster://:secret@h/3"])
+@pytest.mark.parametrize(
+    "url", ["redis+cluster://", "redis+cluster://h:x", "redis+cluster://h,", "redis+cluster://:secret@h/3", "unix+cluster://h/x"]
+)
 def test_a_bad_url_is_one_line_without_the_password(url):
     for make in (connect, connect_async):
-        with pytest.raises(Invalid, match=r"^PIPELINE_REDIS_URL=redis\+cluster://.*: must be like ") as told:
+        with pytest.raises(Invalid, match=r"^PIPELINE_REDIS_URL=\w+\+cluster://.*: must be like ") as told:
             make(url, 1)
         assert "secret" not in str(told.value)
+
+
+@pytest.mark.parametrize("scheme", ["redis", "rediss", "redis+cluster", "rediss+cluster"])
+@pytest.mark.parametrize("option", ["foo=1", "ssl_ca_cert=x", "retry=1", "startup_nodes=1"])
+def test_an_option_that_there_is_not_is_found_before_the_first_command(scheme, option):
+    for make in (connect, connect_async):
+        with pytest.raises(Invalid, match=r": must be like .*; and what follows its \? are options of redis-py") as told:
+            make(f"{scheme}://:secret@h?{option}", 1)
+        assert "secret" not in str(told.value) and "\n" not in str(told.value)
+        make(f"{scheme}://:secret@h?protocol=3&health_check_interval=5", 1)
 
 
 def test_a_client_is_made_without_a_cluster():

@@ -8,6 +8,7 @@ import time
 import httpx
 import pytest
 
+from api.app import bind
 from pipeline import ops
 from pipeline.errors import Invalid
 from pipeline.health import Health
@@ -96,6 +97,20 @@ def test_connections_are_bounded(served):
 def test_a_port_that_is_taken_is_told_with_the_remedy(served):
     with pytest.raises(Invalid, match=r"cannot listen on 127\.0\.0\.1:\d+: .*; choose another PIPELINE_METRICS_PORT"):
         ops.listener_of(load(), served[2])
+
+
+@pytest.mark.parametrize(
+    ("host", "why"),
+    [("[::1]", "Name or service not known"), ("203.0.113.7", "Cannot assign requested address"), ("\udcff", "encoding of hostname failed")],
+)
+def test_a_host_that_is_not_this_machines_is_told_as_such(host, why):
+    """No other port would help; the API and the other roles say it alike."""
+    shown = "\\udcff" if host == "\udcff" else host
+    for listen, name in ((bind, "API"), (ops.listener_of, "METRICS")):
+        with pytest.raises(Invalid) as told:
+            listen(load(api_host=host, api_port=0, metrics_host=host, metrics_port=0))
+        remedy = f"PIPELINE_{name}_HOST must be an address (without brackets) or a name of this machine"
+        assert str(told.value) == f"cannot listen on {shown}:0: {why}; {remedy}"
 
 
 def test_without_a_port_there_is_no_server(monkeypatch):

@@ -40,6 +40,15 @@ def complaints(monkeypatch, **variables: str) -> list[str]:
         ("PIPELINE_BACKOFF_MAX_SECONDS", "0", "must be more than 0"),
         ("PIPELINE_FUTURE_SKEW_MAX_SECONDS", "inf", "must be at most 315360000"),
         ("PIPELINE_API_PORT", "65536", "must be at most 65535"),
+        ("PIPELINE_RETENTION_DAYS", "740000", "must be at most 36500"),
+        ("PIPELINE_VACUUM_RETENTION_HOURS", "1" + "0" * 14, "must be at most 876000"),
+        ("PIPELINE_COMPACT_INTERVAL_SECONDS", "1e-9", "must be at least 0.1"),
+        ("PIPELINE_REDIS_TIMEOUT_SECONDS", "1e-9", "must be at least 0.01"),
+        ("PIPELINE_IDEMPOTENCY_SECONDS", "1" + "0" * 20, "must be at most 315360000"),
+        ("PIPELINE_EMBEDDED_MEMORY_MAX_MB", "99999999999999", "must be at most 16777216"),
+        ("PIPELINE_STEP_ROWS_MAX", "9" * 19, "must be at most 1000000000"),
+        ("PIPELINE_INGEST_QUEUE_BYTES_MAX", "9" * 19, "must be at most 100000000000"),
+        ("PIPELINE_DATA_DIR", "", "must name a folder"),
         ("PIPELINE_EMBEDDED_FSYNC", "never", "must be 'always' or 'everysec'"),
         ("PIPELINE_COUNTER_METRICS", "many", 'must be a JSON object, such as {"vendor-*-count": 32}'),
         ("PIPELINE_COUNTER_METRICS", "[1]", "must be a JSON object"),
@@ -50,6 +59,13 @@ def test_a_bad_value_is_said_in_one_line(monkeypatch, variable, value, said):
     (line,) = complaints(monkeypatch, **{variable: value})
     shown = "[1]" if value == "[1]" else value
     assert line == f"{variable}={shown}: {said}"
+
+
+@pytest.mark.parametrize("name", [name for name, field in Settings.model_fields.items() if field.annotation in (int, float)])
+def test_every_number_has_a_bound(monkeypatch, name):
+    """One beyond all sense is refused at the start, and not by an overflow at some later hour."""
+    (line,) = complaints(monkeypatch, **{f"PIPELINE_{name.upper()}": "9" * 19})
+    assert ": must be at most " in line
 
 
 def test_a_value_that_would_break_its_line_is_escaped_and_cut(monkeypatch):
@@ -147,6 +163,17 @@ def test_the_variable_is_the_field(monkeypatch):
     monkeypatch.setenv("PIPELINE_REDIS_URL", "redis://ours:6379")
     assert load().redis_url == "redis://ours:6379"
     assert load(redis_url="redis://told:1").redis_url == "redis://told:1"
+
+
+@pytest.mark.parametrize("name", [name for name, field in Settings.model_fields.items() if field.default is None])
+def test_an_empty_variable_of_what_may_be_unset_is_unset(monkeypatch, name):
+    """A path of no letters would be the folder that a command runs in, and an empty URL would hide one that is set by another name."""
+    monkeypatch.setenv(f"PIPELINE_{name.upper()}", "")
+    assert getattr(load(), name) is None and name not in load().model_fields_set
+    monkeypatch.setenv("REDIS_URL", "")
+    assert load().redis_url is None
+    monkeypatch.setenv("REDIS_URL", "redis://theirs:6379")
+    assert load().redis_url == "redis://theirs:6379"
 
 
 def test_the_lake_lies_in_the_data_folder_unless_told(monkeypatch):

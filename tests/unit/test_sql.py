@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import csv
 import io
 import json
 import os
@@ -82,6 +83,41 @@ def test_json_has_a_form_for_every_type():
     assert len(as_json("FROM range(25000)")) == 25_000
 
 
+def test_no_column_is_lost_and_none_is_taken_for_an_answer_without_rows(lake, capsys):
+    """Names that are there twice are numbered past those that there are; a column may be called as DuckDB calls nothing."""
+    assert as_json("SELECT 1 a, 2 a, 3 a_1, 4 a") == [{"a": 1, "a_2": 2, "a_1": 3, "a_3": 4}]
+    assert as_json("SELECT 1 a_1, 2 a, 3 a") == [{"a_1": 1, "a": 2, "a_2": 3}]
+    assert telemetry("sql", 'SELECT 1 AS "Success"', "--json", "--data", str(lake)) == 0
+    assert json.loads(capsys.readouterr().out) == [{"Success": 1}]
+    assert telemetry("sql", "SET VARIABLE x = 1", "--json", "--data", str(lake)) == 0
+    assert capsys.readouterr() == ("", "ok\n")
+
+
+def test_csv_holds_what_is_there_and_a_terminal_what_can_be_shown(capsys, monkeypatch):
+    """A name that was exported is the name: whoever looks for it finds it."""
+    query = "SELECT 'a' || chr(160) || 'b' AS d, chr(27) || '[2J' AS e, 'x' || chr(10) || '\"y\"' AS f, ['a' || chr(155)] AS g"
+    show(answer(query), as_csv=True)
+    [names, row] = csv.reader(io.StringIO(capsys.readouterr().out))
+    assert (names, row) == (["d", "e", "f", "g"], ["a\xa0b", "\x1b[2J", 'x\n"y"', '["a\x9b"]'])
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    show(answer(query), as_csv=True)
+    [_, row] = csv.reader(io.StringIO(capsys.readouterr().out))
+    assert row == ["a\\xa0b", "\\x1b[2J", 'x\\n"y"', '["a\\x9b"]']
+
+
+@pytest.mark.parametrize(
+    ("interval", "told"),
+    [
+        ("1234567.891234 seconds", "P0M0DT1234567.891234S"),
+        ("-0.000001 seconds", "P0M0DT-0.000001S"),
+        ("100 seconds", "P0M0DT100S"),
+        ("-1 month -3 days", "P-1M-3DT0S"),
+    ],
+)
+def test_an_interval_is_told_to_its_last_digit(interval, told):
+    assert as_json(f"SELECT INTERVAL '{interval}' AS i") == [{"i": told}]
+
+
 def test_a_terminal_is_told_what_it_does_not_show():
     assert on_terminal("FROM range(1234)", 20).splitlines()[-1] == "… 20 of 1,234 rows"
     assert on_terminal("FROM range(2)", 20).splitlines()[-1] == "2 rows"
@@ -105,9 +141,14 @@ def test_in_a_pipe_values_are_whole_and_aligned():
 
 @pytest.mark.parametrize(
     ("typed", "ends"),
-    [("SELECT 1;", True), ("SELECT 1", False), ("SELECT ';", False), ("SELECT ';';", True), ("SELECT 1; \n", True), ('SELECT ";', False)],
-)
-def test_a_statement_ends_with_a_semicolon_outside_strings(typed, ends):
+    [
+        ("SELECT 1;", True), ("SELECT 1", False), ("SELECT ';", False), ("SELECT ';';", True), ("SELECT 1; \n", True), ('SELECT ";', False),
+        ("SELECT 1 -- it's\n;", True), ("SELECT 1; -- it's", True), ("SELECT 1 -- it's;", False), ("SELECT /* ' */ 1;", True),
+        ("SELECT /* 1;", False), ("SELECT $$it's$$;", True), ("SELECT $$;", False), ("SELECT $a$it's$a$;", True),
+        ("SELECT E'it\\'s';", True), ("SELECT '--', 'it''s';", True), ("SELEC 'x;';", True),
+    ],
+)  # fmt: skip
+def test_a_statement_ends_with_a_semicolon_outside_strings_and_comments(typed, ends):
     assert complete(typed) is ends
 
 
@@ -147,12 +188,33 @@ def test_what_duckdb_refuses_is_one_line_and_exit_code_1(lake, capsys):
     assert one_line(duckdb.Error("Parser Error: bad\n\nLINE 1: x\n ^")) == "Parser Error: bad"
 
 
-@pytest.mark.parametrize("value", ["'infinity'::TIMESTAMP", "DATE '20000-01-01'", "[TIMESTAMPTZ '-infinity']"])
+@pytest.mark.parametrize("piped", [b"SELECT '\xff'", "\udcff"], ids=["a locale of UTF-8", "one that lets pass all"])
+def test_a_query_that_is_no_text_is_one_line(lake, monkeypatch, piped):
+    text = io.TextIOWrapper(io.BytesIO(piped), encoding="utf-8") if isinstance(piped, bytes) else io.StringIO(piped)
+    monkeypatch.setattr("sys.stdin", text)
+    with pytest.raises(Invalid, match=r"^standard input: must be UTF-8 text$"):
+        telemetry("sql", "--data", str(lake))
+
+
+NANOSECONDS = "TIMESTAMP_NS '2024-01-01 00:00:00.123456789'"
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        f"[{NANOSECONDS}]",
+        f"{{'a': {NANOSECONDS}}}",
+        "TIME_NS '00:00:00.123456789'",
+        "'infinity'::TIMESTAMP",
+        "DATE '20000-01-01'",
+        "[TIMESTAMPTZ '-infinity']",
+    ],
+)
 def test_a_time_that_no_calendar_here_has_is_the_users_to_cast(value, tmp_path, capsys):
     """Parquet has a form for it."""
     query = f"SELECT {value} AS t"
     for form in ({}, {"as_json": True}, {"as_csv": True}):
-        with pytest.raises(Invalid, match="not of the years 1 to 9999"):
+        with pytest.raises(Invalid, match="finer than microseconds, or not of the years 1 to 9999: make it text"):
             show(answer(query), **form)
         show(answer(f"SELECT CAST(t AS VARCHAR) FROM ({query})"), **form)
     show(answer(query), parquet=tmp_path / "a.parquet")
@@ -182,7 +244,7 @@ def test_no_lake_and_no_query_are_the_users_to_mend(lake, tmp_path):
 def test_the_prompt_goes_on_after_errors(lake, capsys, monkeypatch, tmp_path):
     """A statement over two lines, an error, Ctrl-C in the middle of typing, help; Ctrl-D leaves."""
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
-    lines = iter(["SELECT 40 +", "2 AS answer;", "FROM nowhere;", "SELECT", KeyboardInterrupt, ".tables", "SELECT 43 AS other;"])
+    lines = iter(["SELECT 40 +", "\udcff", "2 AS answer;", "FROM nowhere;", "SELECT", KeyboardInterrupt, ".tables", "SELECT 43 AS other;"])
 
     def typed(prompt: str) -> str:
         line = next(lines, EOFError)
@@ -195,7 +257,7 @@ def test_the_prompt_goes_on_after_errors(lake, capsys, monkeypatch, tmp_path):
     assert telemetry("sql", "--data", str(lake)) == 0
     told = capsys.readouterr()
     assert "answer\n    42" in told.out and "other\n   43" in told.out and "series_of(a_device, a_metric)" in told.out
-    assert "nowhere does not exist" in told.err
+    assert "nowhere does not exist" in told.err and "a line must be UTF-8 text" in told.err
 
 
 def test_ctrl_c_ends_a_query_and_not_the_next(lake):
@@ -254,8 +316,49 @@ def test_what_is_nested_too_deep_to_be_read_stops_no_other():
     assert sum(unusable.values()) == 1
 
 
+@pytest.mark.parametrize("odd", ['"value":NaN', '"value":-1e999', '"tags":{"k":Infinity}', '"device":"\\ud800"', '"\\udfff":1'])
+def test_what_json_has_no_form_for_stops_no_other(odd):
+    """NDJSON may hold it and still be read; sent, it would be refused with all that is in its body. It can be mended."""
+    unusable = Counter()
+    bad = f'{{"device":"a",{odd}}}'
+    [body] = bodies(letters(bad, '{"device":"b"}') + letters(bad, entry=8), {}, unusable)
+    assert (body.content, sum(unusable.values())) == (b'{"device":"b"}', 2) and "--set" in next(iter(unusable))
+    [body] = bodies(letters('{"device":"a","value":NaN}'), {"value": 1}, unusable)
+    assert body.content == b'{"device":"a","value":1}'
+
+
+@pytest.mark.parametrize("status", [400, 413, 422])
+def test_a_body_that_is_refused_stops_no_other(status):
+    """Its events are counted, with what the API says of it."""
+    answers = [(status, {"error": {"message": "not this one"}}), (202, {"accepted": 1, "rejected": 0, "errors": []})]
+    made = list(bodies(letters('{"device":"a"}', '{"device":"b"}') + letters('{"device":"c"}', entry=8), {}, Counter()))
+
+    def handle(request: httpx.Request) -> httpx.Response:
+        code, told = answers.pop(0)
+        return httpx.Response(code, json=told)
+
+    with httpx.Client(base_url="http://api", transport=httpx.MockTransport(handle)) as client:
+        told = send(client, made)
+    assert (told.sent, told.accepted, told.rejected) == (3, 1, 2)
+    assert told.reasons == {(f"the body, {status}", "not this one"): 2}
+
+
+def test_an_address_or_certificates_of_no_use_are_said_in_one_line(lake, monkeypatch, tmp_path):
+    for url, said in (("http://127.0.0.1:abc", "Invalid port: 'abc'"), ("http://h/\udcff", "surrogates not allowed"), ("http://xn--/", "")):
+        with pytest.raises(Invalid, match=r"^--url http://.*: .*" + said):
+            _retry_one(url)
+    monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "none"))
+    with pytest.raises(Invalid, match=r"^SSL_CERT_FILE or SSL_CERT_DIR: No such file or directory; expected"):
+        telemetry("deadletters", "retry", "--data", str(lake))
+
+
+def _retry_one(url: str) -> None:
+    with deadletters._client(argparse.Namespace(url=url, token_file=None, ca_file=None)) as client:
+        send(client, bodies(letters('{"device":"a"}'), {}, Counter()))
+
+
 def test_a_refusal_for_now_is_tried_again_and_one_for_good_is_not(monkeypatch):
-    """503 waits as long as it is told; the answers are added up; 413 stops, and says how far it came."""
+    """503 waits as long as it is told; the answers are added up; 403 stops, and says how far it came."""
     waits, answers = [], [(503, {}, "2"), (202, {"accepted": 1, "rejected": 0, "errors": []}, "")]
     monkeypatch.setattr(deadletters.time, "sleep", waits.append)
     seen = []
@@ -271,8 +374,8 @@ def test_a_refusal_for_now_is_tried_again_and_one_for_good_is_not(monkeypatch):
         assert (told.sent, told.accepted, told.rejected, waits) == (1, 1, 0, [2.0])
         assert seen == [made[0].key] * 2
         error = {"field": "device", "reason": "missing"}
-        answers += [(202, {"accepted": 0, "rejected": 1, "errors": [error]}, ""), (413, {"error": {"message": "too large"}}, "")]
-        with pytest.raises(Invalid, match=r"answers 413: too large; sent before: 1, of them accepted: 0"):
+        answers += [(202, {"accepted": 0, "rejected": 1, "errors": [error]}, ""), (403, {"error": {"message": "not you"}}, "")]
+        with pytest.raises(Invalid, match=r"answers 403: not you; sent before: 1, of them accepted: 0"):
             send(client, made)
         answers += [(503, {}, "")] * deadletters.ATTEMPTS_MAX
         with pytest.raises(Unavailable, match="answers 503"):
@@ -317,10 +420,13 @@ def test_dead_letters_of_an_empty_lake(lake, capsys, monkeypatch):
 
 
 def test_arguments_mean_the_same_lake_everywhere(monkeypatch, tmp_path):
-    """--data wins over a lake of the environment; --lake over both."""
+    """As those of all other commands: a lake of the environment is meant whatever the data folder; --lake wins over both."""
     asked = []
     monkeypatch.setattr(sql, "open_catalog", lambda settings: asked.append(settings.lake))
     monkeypatch.setenv("PIPELINE_LAKE_URL", "s3://bucket/lake")
     for data, url in ((None, None), (tmp_path, None), (tmp_path, "elsewhere")):
         sql.connect(argparse.Namespace(data=data, lake=url))
-    assert asked == ["s3://bucket/lake", str(tmp_path / "lake"), "elsewhere"]
+    assert asked == ["s3://bucket/lake", "s3://bucket/lake", "elsewhere"]
+    monkeypatch.delenv("PIPELINE_LAKE_URL")
+    sql.connect(argparse.Namespace(data=tmp_path, lake=None))
+    assert asked[-1] == str(tmp_path / "lake")
