@@ -18,6 +18,7 @@ from pathlib import Path
 from pipeline.errors import Invalid, PipelineError
 from pipeline.settings import Settings, is_utf8, load, semantics_of
 
+Commands = argparse._SubParsersAction  # of ArgumentParser
 ROLES = ("simulator", "ingest", "worker", "notifier", "maintenance")
 
 
@@ -27,7 +28,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # strangers name devices, and a terminal may know less than Unicode
     given = list(sys.argv[1:] if arguments is None else arguments)
-    args = _parser().parse_args(given)
+    args = _parser(given[0] if given else None).parse_args(given)
     try:
         if odd := [argument for argument in given if not is_utf8(argument)]:  # nothing that it may go to can hold it
             raise Invalid(f"{odd[0]!a}: must be UTF-8 text")
@@ -52,12 +53,8 @@ def _tune_polars() -> None:
     os.environ.setdefault("_RJEM_MALLOC_CONF", "dirty_decay_ms:10000,muzzy_decay_ms:-1")
 
 
-def _parser() -> argparse.ArgumentParser:
-    from pipeline.deadletters import add_deadletters
-    from pipeline.sql import add_sql
-    from pipeline.tokens import add_tokens
-    from simulator.cli import add_replay, add_simulate
-
+def _parser(called: str | None = None) -> argparse.ArgumentParser:
+    """All commands; where `called` is one, those of other modules are left out that it is not: to load them takes half a second."""
     parser = argparse.ArgumentParser(prog="telemetry", description="Network telemetry from an HTTP POST to a row in SQL, exactly once.")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
@@ -113,11 +110,10 @@ def _parser() -> argparse.ArgumentParser:
     doctor.add_argument("--json", action="store_true", help="one JSON object")
     doctor.set_defaults(func=_doctor)
 
-    add_sql(commands)
-    add_deadletters(commands)
-    add_tokens(commands, _tokenbook)
-    add_simulate(commands)
-    add_replay(commands)
+    if called not in commands.choices:
+        for name, add in _ELSEWHERE.items():
+            if called == name or called not in _ELSEWHERE:
+                add(commands)
     return parser
 
 
@@ -150,6 +146,41 @@ def _role_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _log_argument(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--log-format", choices=("text", "json"), help="json: one object per line (default: PIPELINE_LOG_FORMAT, or text)")
+
+
+def _add_sql(commands: Commands) -> None:
+    from pipeline.sql import add_sql
+
+    add_sql(commands)
+
+
+def _add_deadletters(commands: Commands) -> None:
+    from pipeline.deadletters import add_deadletters
+
+    add_deadletters(commands)
+
+
+def _add_tokens(commands: Commands) -> None:
+    from pipeline.tokens import add_tokens
+
+    add_tokens(commands, _tokenbook)
+
+
+def _add_simulate(commands: Commands) -> None:
+    from simulator.cli import add_simulate
+
+    add_simulate(commands)
+
+
+def _add_replay(commands: Commands) -> None:
+    from simulator.cli import add_replay
+
+    add_replay(commands)
+
+
+_ELSEWHERE = {
+    "sql": _add_sql, "deadletters": _add_deadletters, "tokens": _add_tokens, "simulate": _add_simulate, "replay": _add_replay,
+}  # fmt: skip
 
 
 def _data_argument(parser: argparse.ArgumentParser) -> None:
