@@ -36,10 +36,11 @@ class Clients:
         """No new bodies; what is on its way is sent again for `patience_seconds`, then nobody knows."""
         self._stopping.set()
         deadline = time.monotonic() + patience_seconds
-        for thread in self._threads:
+        begun = [thread for thread in self._threads if thread.ident is not None]
+        for thread in begun:
             thread.join(max(0.0, deadline - time.monotonic()))
         self._closing.set()
-        for thread in self._threads:
+        for thread in begun:
             thread.join()
         self._copies.shutdown()
 

@@ -143,8 +143,8 @@ class _Drive:
                 verdict.find("books", f"they do not balance: {books}")
         except (AssertionError, TimeoutError) as error:
             verdict.find("stuck", str(error))
-            self._clients.stop(0)
         finally:
+            self._clients.stop(0)  # also where the run was told to end: they would try for ever
             self._arena.aof.stop()
 
     def _fire(self) -> None:
