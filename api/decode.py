@@ -179,7 +179,7 @@ def _exact_array(payload: bytes, limits: DecodeLimits) -> Body:
         return _taken(_EVENTS.decode(payload), limits)
     except msgspec.ValidationError:  # some event is no good one: which one, and why?
         _bounded(payload.count(b","), limits, per_event=16)
-        with contextlib.suppress(msgspec.ValidationError):
+        with contextlib.suppress(*_MALFORMED):
             return _sifted(_LOOSE_EVENTS.decode(payload), None, (), limits, lambda: _RAWS.decode(payload))
     except UnicodeDecodeError:
         pass

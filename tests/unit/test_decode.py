@@ -150,6 +150,9 @@ def test_a_compressed_body_that_is_cut_or_none_at_all(encoding):
         (b"{}", "text/csv", "", (415, "unsupported_media_type", f"content type 'text/csv': {WANTED}")),
         (b"{}", "", "br", (415, "unsupported_encoding", "content encoding 'br': send gzip, zstd or none")),
         (b'[{"device":', "application/json", "", (400, "bad_json", "Input data was truncated")),
+        (b'[{"device":"d"},{"device":', "application/json", "", (400, "bad_json", "Input data was truncated")),
+        (b'{"events":[{"device":"d"},{"device":', "", "", (400, "bad_json", "Input data was truncated")),
+        (b'[{"device":"d","value":"1"},' + b"[" * 100_000, "application/json", "", (400, "bad_json", "the body is nested too deeply")),
         (b'[{"device":x}]', "application/json", "", (400, "bad_json", "JSON is malformed: invalid character (byte 11)")),
         (b"huh\n5\n\xff", "application/x-ndjson", "", (400, "bad_json", "line 1: JSON is malformed: invalid character (byte 0)")),
         (b"huh\nmore", "application/x-ndjson", "", (400, "bad_json", "line 1: JSON is malformed: invalid character (byte 0)")),
@@ -229,6 +232,8 @@ def test_a_body_of_another_kind_is_refused_as_a_whole_so_that_its_sender_keeps_i
 
 
 def test_bytes_that_are_no_text_cost_one_event():
+    first = b'[{"device":"d","metric":"m","value":"7"},{"device":"\xff","metric":"m","value":1},' + json.dumps(GOOD).encode() + b"]"
+    assert refused(first) == [(1, "event", "bad_utf8")]
     payload = b'[{"device":"\xff","metric":"m","value":1},' + json.dumps(GOOD).encode() + b"]"
     assert refused(payload) == [(0, "event", "bad_utf8")]
     lines = b'{"device":"\\ud800","metric":"m","value":1}\nhuh\n' + json.dumps(GOOD).encode()
