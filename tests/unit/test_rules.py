@@ -280,6 +280,11 @@ STANDARD_NAMES = [
     "ifOperStatus",
     "ifOutDiscards",
     "latency_ms",
+    "interfaces_interface_state_counters_in_errors",
+    "interfaces_interface_state_oper_status",
+    "interface_ifOperStatus",
+    "interface_ifInErrors",
+    "/network-instances/network-instance/protocols/protocol/bgp/neighbors/neighbor/state/session-state",
 ]  # fmt: skip
 
 
