@@ -65,7 +65,7 @@ def _durability(which: str, info: dict, fsync: str) -> Finding:
     if fsync == "no":
         text = f"{which}appendfsync no: a power cut loses up to half a minute of what was accepted"
         return Finding("redis", "warn", text, "`redis-cli config set appendfsync everysec`")
-    lost = {"always": ": a power cut loses nothing", "everysec": ": a power cut loses up to a second"}.get(fsync, "")
+    lost = {"always": ": a power cut loses nothing", "everysec": ": a power cut loses up to two seconds"}.get(fsync, "")
     return Finding("redis", "ok", f"{which}append-only file, appendfsync {fsync}{lost}")
 
 

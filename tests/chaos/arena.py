@@ -55,7 +55,7 @@ class Arena(Stack):
         self.store = store
         self.ledger = Ledger()
         self.aof = AppendOnlyFile(folder / "redis")
-        self.power_cuts: list[float] = []  # when, by `clock`
+        self.losses: list[float] = []  # when Redis may have lost what it had answered, by `clock`
         self._began = time.monotonic()
         self.control = folder / "control"
         for name in ("arm", "landed"):

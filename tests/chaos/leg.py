@@ -135,11 +135,11 @@ class _Drive:
             self._arena.end()
             seed, ledger = self._leg.seed, self._arena.ledger
             self._result.verdict = verdict = judge(
-                seed, ledger, table, transitions, self._arena.settings.partitions, self._arena.power_cuts
+                seed, ledger, table, transitions, self._arena.settings.partitions, self._arena.losses
             )
             accounted = sum(books[part] for part in ("aggregated", "late", "repeated", "dead_lettered", "in_flight"))
             verdict.events["books_off"] = accounted - books["accepted"]
-            if not books["balanced"] and not self._arena.power_cuts:
+            if not books["balanced"] and not self._arena.losses:
                 verdict.find("books", f"they do not balance: {books}")
         except (AssertionError, TimeoutError) as error:
             verdict.find("stuck", str(error))

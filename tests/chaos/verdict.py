@@ -22,7 +22,7 @@ from tests.chaos.traffic import Event
 TIMES_MAX = 3  # an event is looked for in a row up to so many times
 SHOWN_MAX = 12
 SILENT_SECONDS = traffic.IDLE_AFTER_SECONDS - 10.0  # Redis' clock may have jumped in between
-CUT_SECONDS = 2.0  # what was accepted within so long before a power cut may be lost with `appendfsync everysec`
+CUT_SECONDS = 2.0  # what was accepted within so long before a loss of Redis' memory may be gone, with `appendfsync everysec`
 
 
 @dataclass
@@ -64,10 +64,10 @@ class Table:
         return pl.scan_parquet(files, storage_options=self._options, hive_partitioning=False).select(columns).collect()
 
 
-def judge(seed: str, ledger: Ledger, table: Table, transitions: list[dict], partitions: int, power_cuts: list[float]) -> Verdict:
+def judge(seed: str, ledger: Ledger, table: Table, transitions: list[dict], partitions: int, losses: list[float]) -> Verdict:
     """Every event, anomaly and alert transition of a leg that has come to rest."""
     verdict = Verdict()
-    exempt = _Exempt(power_cuts)
+    exempt = _Exempt(losses)
     sent = [(record, traffic.body(seed, record.gang, record.number)) for record in ledger.records.values()]
     _judge_windows(verdict, sent, table, partitions, exempt)
     _judge_dead_letters(verdict, sent, table, exempt)
@@ -77,7 +77,7 @@ def judge(seed: str, ledger: Ledger, table: Table, transitions: list[dict], part
 
 
 class _Exempt:
-    """Which bodies a power cut may have taken: those on their way, or answered, shortly before it."""
+    """Which bodies a power cut, or a kill amid a sync, may have taken: those on their way, or answered, shortly before it."""
 
     def __init__(self, cuts: list[float]) -> None:
         self._cuts = cuts
