@@ -46,12 +46,17 @@ lint: .venv/installed-test
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[test]'
 	@touch $@ .venv/installed
 
-# promtool checks the alert rules. Debian has it; without root it is unpacked, not installed. Elsewhere its tests say that it is missing.
-.venv/tools: | .venv/bin/python
+# promtool checks the alert rules, Alertmanager takes alerts. Debian has them; without root they are unpacked, not installed. Elsewhere
+# their tests say that they are missing.
+.venv/tools: Makefile | .venv/bin/python
 	@mkdir -p $@
-	@command -v promtool >/dev/null || { command -v apt-get >/dev/null && cd $@ && \
-	  { apt-get download prometheus || { apt-get update && apt-get download prometheus; }; } >/dev/null 2>&1 && \
-	  dpkg -x prometheus_*.deb . && rm -f prometheus_*.deb; } || echo "no promtool: the tests of the alert rules are left out"
+	@cd $@ && for each in prometheus:promtool prometheus-alertmanager:prometheus-alertmanager; do \
+	  package=$${each%%:*} tool=$${each##*:}; \
+	  command -v $$tool >/dev/null || test -x usr/bin/$$tool || { command -v apt-get >/dev/null && \
+	  { apt-get download $$package || { apt-get update && apt-get download $$package; }; } >/dev/null 2>&1 && \
+	  dpkg -x $${package}_*.deb . && rm -f $${package}_*.deb; } || echo "no $$tool: its tests are left out"; \
+	done
+	@touch $@
 
 .venv/installed-notebook: pyproject.toml | .venv/bin/python
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[notebook]'

@@ -9,7 +9,7 @@ from starlette.concurrency import run_in_threadpool
 from api.docs import answer_of, refusal
 from pipeline.core.rules import SEVERITIES
 from pipeline.errors import Invalid, Outdated, PipelineError, Unavailable
-from pipeline.notifier import since
+from pipeline.sinks import since
 from pipeline.stores.alertlog import AlertLog
 from pipeline.stores.rulebook import DOCUMENT_CHARS_MAX, Rulebook
 

@@ -82,7 +82,7 @@ def _parser(called: str | None = None) -> argparse.ArgumentParser:
     ingest.add_argument("--fd", type=int, help=argparse.SUPPRESS)
     _log_argument(ingest)
     ingest.set_defaults(func=_ingest)
-    notify = commands.add_parser("notify", help="the notifier: alerts to the console")
+    notify = commands.add_parser("notify", help="the notifier: alerts to the console, Alertmanager, a webhook")
     notify.add_argument("--json", action="store_true", help="one JSON object per line")
     _role_arguments(notify)
     notify.add_argument("--colour", action="store_true", default=None, help="colour also where stdout is no terminal")
@@ -305,12 +305,13 @@ def _ingest(args: argparse.Namespace) -> int:
 
 
 def _notify(args: argparse.Namespace) -> int:
-    from pipeline.notifier import ConsoleSink, Notifier
+    from pipeline.notifier import Notifier
+    from pipeline.sinks import sinks_of
 
     settings = _with_redis(args)
     _log_to_stderr("notifier", args, settings)
     colour = sys.stdout.isatty() if args.colour is None else args.colour
-    return _run_role("notifier", Notifier(settings, [ConsoleSink(as_json=args.json, colour=colour)]), args, settings)
+    return _run_role("notifier", Notifier(settings, sinks_of(settings, as_json=args.json, colour=colour)), args, settings)
 
 
 def _rulebook(args: argparse.Namespace):
@@ -372,7 +373,7 @@ def _rules_rollback(args: argparse.Namespace) -> int:
 
 def _alerts(args: argparse.Namespace) -> int:
     from pipeline.core.rules import SEVERITIES
-    from pipeline.notifier import describe
+    from pipeline.sinks import describe
     from pipeline.stores.alertlog import AlertLog
     from pipeline.stores.connection import connect
 
@@ -408,6 +409,7 @@ def _books(args: argparse.Namespace) -> int:
 
 def _check(args: argparse.Namespace) -> int:
     from api.tls import tls_of
+    from pipeline.sinks import sinks_of
     from pipeline.stores.connection import check_server, connect, redact
     from pipeline.stores.lake import Lake
     from pipeline.stores.tokenbook import Tokenbook
@@ -417,6 +419,7 @@ def _check(args: argparse.Namespace) -> int:
     print("settings: valid")
     tls = "no TLS" if tls_of(settings) is None else "with TLS"
     print(f"api: on {settings.api_host}:{settings.api_port} {tls}, {'a token is needed' if settings.auth_required else 'no token needed'}")
+    print(f"alerts: to {', '.join(sink.name for sink in sinks_of(settings))}")
     if settings.redis_url:
         client = connect(settings.redis_url, settings.redis_timeout_seconds)
         for warning in check_server(client):

@@ -112,6 +112,9 @@ class Settings(BaseSettings):
 
     # Notifier
     notify_retries_max: Positive = 5
+    notify_timeout_seconds: Annotated[float, Field(gt=0, le=15)] = 5  # of one call
+    alertmanager_url: str | None = None  # several of a cluster: with commas
+    webhook_url: str | None = None
 
     # Seeing inside
     metrics_host: str = "127.0.0.1"

@@ -16,7 +16,7 @@ from pipeline.core.schema import SERIES_NAMES
 from pipeline.errors import Unavailable
 from pipeline.stores import connection as keys
 from pipeline.stores.cluster import Cluster
-from pipeline.stores.connection import Scripts, translated
+from pipeline.stores.connection import Scripts, now_seconds, translated
 
 POSITION = b"@position"
 TRANSITIONS_MAX = 100_000  # of one partition, kept for readers that were away
@@ -90,22 +90,32 @@ class AlertLog:
 
 
 class AlertReader:
-    """The notifier's end: a consumer group of its own on every partition's transitions."""
+    """The notifier's end: a consumer group of its own on every partition's transitions.
+
+    `of_the_past`: how many seconds of it a group gets that is made anew; None: all there is.
+    """
 
     GROUP = "notifier"
 
-    def __init__(self, client: redis.Redis, partitions: int, consumer: str) -> None:
+    def __init__(
+        self, client: redis.Redis, partitions: int, consumer: str, group: str = GROUP, of_the_past: float | None = None
+    ) -> None:
         self._redis = client
+        self._group, self._of_the_past = group, of_the_past
         self._keys = [keys.alerts_key(partition) for partition in range(partitions)]
         self._consumer = consumer
         self.lost = 0  # transitions that the stream had let go before they were delivered
         self._one_server = not isinstance(client, Cluster)
 
     def open(self) -> None:
-        """Make the groups where they are absent; they begin at the first transition."""
+        """Make the groups where they are absent."""
+        first = "0"
+        if self._of_the_past is not None:
+            with translated():
+                first = f"{max(0, round((now_seconds(self._redis) - self._of_the_past) * 1000))}-0"
         for key in self._keys:
             try:
-                self._redis.xgroup_create(key, self.GROUP, id="0", mkstream=True)
+                self._redis.xgroup_create(key, self._group, id=first, mkstream=True)
             except redis.exceptions.ResponseError as error:
                 if "BUSYGROUP" not in str(error):
                     raise Unavailable(f"Redis refused: {error}") from error
@@ -124,7 +134,7 @@ class AlertReader:
             pipe = self._redis.pipeline(transaction=False)
             for together in [self._keys] if self._one_server else [[key] for key in self._keys]:
                 asked = dict.fromkeys(together, begin)
-                pipe.xreadgroup(self.GROUP, self._consumer, asked, count=count, block=block_ms if self._one_server else None)
+                pipe.xreadgroup(self._group, self._consumer, asked, count=count, block=block_ms if self._one_server else None)
             replies = pipe.execute()
         for reply in replies:
             for key, entries in reply.items() if isinstance(reply, dict) else reply or []:
@@ -143,7 +153,7 @@ class AlertReader:
         with translated():
             pipe = self._redis.pipeline(transaction=False)
             for stream, of_stream in groupby(sorted(entries), key=itemgetter(0)):
-                pipe.xack(stream, self.GROUP, *(entry for _, entry in of_stream))
+                pipe.xack(stream, self._group, *(entry for _, entry in of_stream))
             pipe.execute()
 
     def trim(self) -> None:

@@ -10,7 +10,8 @@ import pytest
 
 from pipeline import metrics
 from pipeline.__main__ import main
-from pipeline.notifier import ACKNOWLEDGE_SECONDS, ConsoleSink, Notifier
+from pipeline.notifier import ACKNOWLEDGE_SECONDS, Notifier
+from pipeline.sinks import ConsoleSink
 from pipeline.stores import connection as keys
 from pipeline.stores.alertlog import NAMED, AlertLog, AlertReader
 from pipeline.stores.leases import Leases
@@ -25,7 +26,8 @@ TRANSITION = {
 class Sink:
     """Takes its time, and remembers how many deliveries Redis thought open when it got each."""
 
-    name = "test"
+    name = "console"
+    refreshes = False
 
     def __init__(self, client, seconds: float) -> None:
         self._client, self._seconds = client, seconds
@@ -57,8 +59,8 @@ def settings(stack):
     return stack.settings.model_copy(update={"partitions": 2})
 
 
-def running(settings, sink: Sink) -> tuple[Notifier, threading.Thread]:
-    notifier = Notifier(settings, [sink])
+def running(settings, *sinks) -> tuple[Notifier, threading.Thread]:
+    notifier = Notifier(settings, sinks)
     thread = threading.Thread(target=notifier.run, daemon=True)
     thread.start()
     return notifier, thread
@@ -104,8 +106,6 @@ def test_a_notifier_that_is_stopped_while_a_sink_is_away_gives_up_on_nothing(rai
     """It does not burn its attempts without a wait; the next start delivers what stood before it."""
 
     class Away(Sink):
-        name = "away"
-
         def deliver(self, transition: dict) -> None:
             super().deliver(transition)
             raise OSError("away")
@@ -114,7 +114,7 @@ def test_a_notifier_that_is_stopped_while_a_sink_is_away_gives_up_on_nothing(rai
     notifier, thread = running(settings, away)
     eventually(lambda: away.devices, 10, "it is tried")
     ended(notifier, thread)
-    assert not raised.exists("undelivered:away") and len({*away.devices}) == 1
+    assert not raised.exists("undelivered:console") and len({*away.devices}) == 1
     there = Sink(raised, 0)
     notifier, thread = running(settings, there)
     eventually(lambda: not outstanding(raised), 10, "all is delivered")
@@ -156,10 +156,10 @@ def test_what_the_stream_has_let_go_does_not_stand_before_what_is_left(client, s
     assert len(died.read(count=600)) == 1200
     for partition in range(2):
         client.xtrim(keys.alerts_key(partition), maxlen=5, approximate=False)
-    lost = metrics.NOTIFY_SET_ASIDE.labels("test")._value.get()
+    lost = metrics.NOTIFY_SET_ASIDE.labels("console")._value.get()
     sink = Sink(client, 0)
     notifier, thread = running(settings, sink)
     eventually(lambda: len(sink.devices) == 10 and not outstanding(client), 10, "what is left is delivered")
     ended(notifier, thread)
     assert sorted(sink.devices) == sorted(2 * [f"r{number}" for number in range(595, 600)])
-    assert metrics.NOTIFY_SET_ASIDE.labels("test")._value.get() == lost + 2 * 595
+    assert metrics.NOTIFY_SET_ASIDE.labels("console")._value.get() == lost + 2 * 595

@@ -161,6 +161,7 @@ def test_check_says_what_is_there(telemetry, stack, tmp_path):
     assert out.splitlines() == [
         "settings: valid",
         f"api: on 127.0.0.1:{stack.port} no TLS, no token needed",
+        "alerts: to console",
         f"redis: usable ({stack.settings.redis_url})",
         "tokens: none",
         f"lake: none yet at {place}; the first worker makes it",
