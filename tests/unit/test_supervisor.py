@@ -1,5 +1,6 @@
 """What the supervisor does with a role that dies, without any process."""
 
+import io
 import os
 import subprocess
 
@@ -119,11 +120,19 @@ def test_a_full_disk_under_its_output_costs_lines_and_nothing_else():
 
 
 def test_it_stops_in_order_where_nobody_reads_what_it_says_any_more():
-    over = supervisor()
-    reader, writer = os.pipe()
-    os.close(reader)
-    over._out = os.fdopen(writer, "w")
+    class Unread(io.StringIO):
+        """As a pipe is whose other end was closed."""
+
+        def __init__(self, number: int) -> None:
+            super().__init__()
+            self.fileno = lambda: number
+
+        def write(self, text: str) -> int:
+            raise BrokenPipeError
+
+    over, number = supervisor(), os.open(os.devnull, os.O_WRONLY)
+    over._out = Unread(number)
     over.say("up", "hello")
     assert over._stopping.is_set()
     over.say("up", "stopping")
-    over._out.close()
+    os.close(number)
