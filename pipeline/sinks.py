@@ -75,8 +75,17 @@ def duration(microseconds: int) -> str:
 
 
 def sinks_of(settings: Settings, *, as_json: bool = False, colour: bool = False) -> list[Sink]:
-    """The console, and what is set. Invalid: a URL is none."""
-    found: list[Sink] = [ConsoleSink(as_json=as_json, colour=colour)]
+    """The console, and what is set. Invalid: a URL is none, or what the environment says of proxies and certificates."""
+    try:
+        return [ConsoleSink(as_json=as_json, colour=colour), *_receivers(settings)]
+    except (ImportError, ValueError, httpx.InvalidURL) as error:  # a SOCKS proxy needs a package; a URL of one that is none
+        raise Invalid(f"HTTP_PROXY, HTTPS_PROXY or ALL_PROXY: {error}") from None
+    except OSError as error:
+        raise Invalid(f"SSL_CERT_FILE or SSL_CERT_DIR: {error.strerror or error}; expected certificates as PEM") from None
+
+
+def _receivers(settings: Settings) -> list[Sink]:
+    found: list[Sink] = []
     urls = [url.strip() for url in (settings.alertmanager_url or "").split(",") if url.strip()]
     for number, url in enumerate(urls, 1):
         name = "alertmanager" if number == 1 else f"alertmanager-{number}"

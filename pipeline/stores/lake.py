@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import re
+import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from datetime import datetime
@@ -141,9 +142,8 @@ class Lake:
             return
         try:
             Path(self.location).mkdir(parents=True, exist_ok=True)
-            probe = Path(self.location) / ".writable"
-            probe.touch()
-            probe.unlink()
+            with tempfile.TemporaryFile(dir=self.location):  # of its own: others may be just starting, too
+                pass
         except OSError as error:
             raise Invalid(f"cannot write to {self.location} ({error.strerror}): choose another --data, or mend its permissions") from error
 

@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -229,6 +230,14 @@ def test_compaction_beside_a_writer_loses_nothing(lake):
 def test_a_lake_of_other_numbers_is_refused_in_one_line(lake):
     with pytest.raises(Invalid, match=r"was made with PIPELINE_PARTITIONS=4, not 5: set that, or choose another --data"):
         other(lake).create(SEMANTICS, 5)
+
+
+def test_many_may_look_at_once_whether_a_folder_can_be_written(tmp_path):
+    """All workers of a machine start at one moment; none may find what another has just taken away."""
+    with ThreadPoolExecutor(8) as pool:
+        for _ in pool.map(lambda _: Lake(str(tmp_path / "lake"))._check_writable(), range(2000)):
+            pass
+    assert list((tmp_path / "lake").iterdir()) == []
 
 
 def test_a_folder_that_cannot_be_written_is_said_in_one_line(tmp_path):

@@ -193,3 +193,10 @@ def test_a_url_that_is_none_is_one_line_without_the_password(url):
         with pytest.raises(Invalid, match=f"^PIPELINE_{setting.upper()}=.*: must be like http://HOST:PORT/PATH$") as told:
             sinks_of(Settings(**{setting: url}))
         assert "secret" not in str(told.value)
+
+
+@pytest.mark.parametrize(("name", "value"), [("ALL_PROXY", "socks5://nowhere"), ("ALL_PROXY", "ftp://x"), ("SSL_CERT_FILE", "/nowhere")])
+def test_an_environment_that_cannot_be_used_is_one_line(name, value, monkeypatch):
+    monkeypatch.setenv(name, value)
+    with pytest.raises(Invalid, match=name):
+        sinks_of(Settings(webhook_url="https://h/x"))
