@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 from pathlib import Path
@@ -50,7 +51,8 @@ class Alertmanager:
         ]  # fmt: skip
         if not TEMPLATES.exists():
             unpacked = Path(self._tool).parents[2] / TEMPLATES.relative_to("/")
-            command = ["unshare", "--map-root-user", "--mount", "sh", "-c", _PLACED, str(unpacked), *command]
+            as_root = [] if os.geteuid() == 0 else ["--map-root-user"]
+            command = ["unshare", *as_root, "--mount", "sh", "-c", _PLACED, str(unpacked), *command]
         with (self._folder / "alertmanager.log").open("ab") as log:
             self._process = subprocess.Popen(command, stdout=log, stderr=log)
         eventually(self._answers, 20, "Alertmanager answers")
