@@ -7,10 +7,9 @@ from fastapi.responses import JSONResponse, PlainTextResponse, Response
 from starlette.concurrency import run_in_threadpool
 
 from api.docs import answer_of, refusal
-from pipeline.core.rules import SEVERITIES
 from pipeline.errors import Invalid, Outdated, PipelineError, Unavailable
 from pipeline.sinks import since
-from pipeline.stores.alertlog import AlertLog
+from pipeline.stores.alertlog import AlertLog, told
 from pipeline.stores.rulebook import DOCUMENT_CHARS_MAX, Rulebook
 
 _AWAY = {503: refusal("Redis cannot be reached now: come again", retry=True)}
@@ -96,10 +95,8 @@ def rules_router(rulebook: Rulebook, alertlog: AlertLog, partitions: int) -> API
             standing = await run_in_threadpool(alertlog.standing, range(partitions))
         except PipelineError as error:
             return _failed(error, 503)
-        rows = standing.sort("since").to_dicts()
+        rows = told(standing.sort("since"))
         for row in rows:
-            row["severity"] = SEVERITIES[row["severity"] - 1]
-            row["phase"] = "firing" if row.pop("firing") else "pending"
             row["since"] = since(row["since"])
             del row["time"]
         return JSONResponse({"alerts": rows})

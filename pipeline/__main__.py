@@ -372,17 +372,14 @@ def _rules_rollback(args: argparse.Namespace) -> int:
 
 
 def _alerts(args: argparse.Namespace) -> int:
-    from pipeline.core.rules import SEVERITIES
     from pipeline.sinks import describe
-    from pipeline.stores.alertlog import AlertLog
+    from pipeline.stores.alertlog import AlertLog, told
     from pipeline.stores.connection import connect
 
     settings = _with_redis(args)
     log = AlertLog(connect(settings.redis_url, settings.redis_timeout_seconds))
-    rows = log.standing(range(settings.partitions)).sort("severity", "since", descending=[True, False]).to_dicts()
+    rows = told(log.standing(range(settings.partitions)).sort("severity", "since", descending=[True, False]))
     for row in rows:
-        row["severity"] = SEVERITIES[row["severity"] - 1]
-        row["phase"] = "firing" if row.pop("firing") else "pending"
         print(json.dumps(row) if args.json else f"{row['phase']:8} {describe(row)}")
     if not rows and not args.json:
         print("nothing fires")

@@ -16,12 +16,11 @@ from collections.abc import Sequence
 from redis.exceptions import RedisError
 
 from pipeline import metrics
-from pipeline.core.rules import SEVERITIES
 from pipeline.errors import Unavailable
 from pipeline.health import Health, health_of
 from pipeline.settings import Settings, backoff_seconds
 from pipeline.sinks import REFRESH_SECONDS, Sink, transition_id
-from pipeline.stores.alertlog import AlertLog, AlertReader
+from pipeline.stores.alertlog import AlertLog, AlertReader, told
 from pipeline.stores.connection import connect, translate
 
 log = logging.getLogger("notifier")
@@ -51,14 +50,14 @@ class Notifier:
         threads = [threading.Thread(target=courier.run, name=courier.sink.name, daemon=True) for courier in self._couriers]
         for thread in threads:
             thread.start()
-        told, trimmed_at = [0] * len(threads), 0.0
+        seen, trimmed_at = [0] * len(threads), 0.0
         while not self._stopping.wait(WAIT_SECONDS):
             if not all(thread.is_alive() for thread in threads):  # a defect, which its thread has told
                 self._stopping.set()
             turns = [courier.turns for courier in self._couriers]
-            if all(now != before for now, before in zip(turns, told, strict=True)):
+            if all(now != before for now, before in zip(turns, seen, strict=True)):
                 self.health.moved()
-                told = turns
+                seen = turns
             if all(courier.opened for courier in self._couriers):
                 self.health.worked("start")
             if all(courier.at_rest for courier in self._couriers) and time.monotonic() - trimmed_at > TRIM_SECONDS:
@@ -160,8 +159,7 @@ class _Courier:
         if time.monotonic() - self._refreshed_at < REFRESH_SECONDS:
             return
         self._refreshed_at = time.monotonic()
-        rows = self._alerts.standing(range(self._settings.partitions)).filter("firing").to_dicts()
-        standing = [row | {"severity": SEVERITIES[row["severity"] - 1], "phase": "firing"} for row in rows]
+        standing = told(self._alerts.standing(range(self._settings.partitions)).filter("firing"))
         try:
             self.sink.refresh(standing)
             self._health.worked(f"delivery to {self.sink.name}")

@@ -12,6 +12,7 @@ import polars as pl
 import redis
 
 from pipeline.core.alerts import ACTIVE
+from pipeline.core.rules import SEVERITIES
 from pipeline.core.schema import SERIES_NAMES
 from pipeline.errors import Unavailable
 from pipeline.stores import connection as keys
@@ -43,6 +44,15 @@ def same(before: pl.DataFrame, after: pl.DataFrame) -> bool:
 
 def _key(row: dict) -> str:
     return json.dumps([row["rule"], *(row[name] for name in SERIES_NAMES)])
+
+
+def told(standing: pl.DataFrame) -> list[dict]:
+    """Alerts that stand (NAMED) as people and programs read them: with the name of the severity, and the phase."""
+    rows = standing.to_dicts()
+    for row in rows:
+        row["severity"] = SEVERITIES[row["severity"] - 1]
+        row["phase"] = "firing" if row.pop("firing") else "pending"
+    return rows
 
 
 class AlertLog:
