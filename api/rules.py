@@ -7,8 +7,8 @@ from fastapi.responses import JSONResponse, PlainTextResponse, Response
 from starlette.concurrency import run_in_threadpool
 
 from api.docs import answer_of, refusal
+from pipeline.alerttexts import since
 from pipeline.errors import Invalid, Outdated, PipelineError, Unavailable
-from pipeline.sinks import since
 from pipeline.stores.alertlog import AlertLog, told
 from pipeline.stores.rulebook import DOCUMENT_CHARS_MAX, Rulebook
 

@@ -372,7 +372,7 @@ def _rules_rollback(args: argparse.Namespace) -> int:
 
 
 def _alerts(args: argparse.Namespace) -> int:
-    from pipeline.sinks import describe
+    from pipeline.alerttexts import describe
     from pipeline.stores.alertlog import AlertLog, told
     from pipeline.stores.connection import connect
 

@@ -16,10 +16,11 @@ from collections.abc import Sequence
 from redis.exceptions import RedisError
 
 from pipeline import metrics
+from pipeline.alerttexts import transition_id
 from pipeline.errors import Unavailable
 from pipeline.health import Health, health_of
 from pipeline.settings import Settings, backoff_seconds
-from pipeline.sinks import REFRESH_SECONDS, Sink, transition_id
+from pipeline.sinks import REFRESH_SECONDS, Sink
 from pipeline.stores.alertlog import AlertLog, AlertReader, told
 from pipeline.stores.connection import connect, translate
 

@@ -1,4 +1,4 @@
-"""Where alerts go: the console, Alertmanager, a webhook; and how one reads.
+"""Where alerts go: the console, Alertmanager, a webhook.
 
 Alertmanager holds what it is told in memory, and takes an alert for over that it hears nothing of: so what stands is said again and
 again, as Prometheus does. Routing, grouping and silences are its work. A webhook gets each transition in the form in which
@@ -11,12 +11,13 @@ import hashlib
 import json
 import re
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any, ClassVar, Protocol
 
 import httpx
 
+from pipeline.alerttexts import describe, transition_id
 from pipeline.core.rules import SEVERITIES
 from pipeline.errors import Invalid
 from pipeline.settings import Settings
@@ -30,48 +31,13 @@ _NEVER = "0001-01-01T00:00:00Z"  # Go's zero time, as Alertmanager writes an end
 
 
 class Sink(Protocol):
-    """Where alerts go. `deliver` raises OSError for what a retry may mend. `refreshes`: what stands is to be said again and again."""
+    """Where alerts go. `deliver` raises OSError for what a retry may mend. `refreshes`: what stands is to be said again and again,
+    to its `refresh`, which raises the same."""
 
     name: str
     refreshes: bool
 
     def deliver(self, transition: dict) -> None: ...
-
-    def refresh(self, standing: Sequence[dict]) -> None: ...
-
-
-def transition_id(transition: dict) -> str:
-    """Which transition this is: the same in every delivery of it."""
-    parts = ("rule", "device", "interface", "metric", "tags", "since", "phase", "severity")
-    return "|".join(str(transition[part]) for part in parts)
-
-
-def since(microseconds: int) -> str:
-    """A moment as a person reads it, UTC."""
-    return datetime.fromtimestamp(microseconds / 1e6, UTC).strftime("%Y-%m-%d %H:%M:%S")
-
-
-def describe(transition: dict) -> str:
-    """What, where, how bad, since when, in one line."""
-    resolved = transition["phase"] == "resolved"
-    tags = " ".join(f"{name}={text}" for name, text in json.loads(transition["tags"] or "{}").items())
-    place = " ".join(filter(None, (transition["device"], transition["interface"], transition["metric"], tags and f"({tags})")))
-    value, bound = transition["value"], transition["bound"]
-    if resolved:
-        how = f"back at {value:.6g}, after {duration(transition['time'] - transition['since'])}"
-    else:
-        how = f"{value:.6g}" if bound is None else f"{value:.6g} {'>' if value > bound else '<'} {bound:.6g}"
-    word = "RESOLVED" if resolved else transition["severity"].upper()
-    return f"{word:8} {transition['rule']}  {place}  {how}  since {since(transition['since'])}"
-
-
-def duration(microseconds: int) -> str:
-    """A length of time as a person reads it."""
-    seconds = microseconds / 1e6
-    for size, unit in ((86_400, "d"), (3600, "h"), (60, "min")):
-        if seconds >= size:
-            return f"{seconds / size:.3g} {unit}"
-    return f"{seconds:.3g} s"
 
 
 def sinks_of(settings: Settings, *, as_json: bool = False, colour: bool = False) -> list[Sink]:
@@ -125,9 +91,6 @@ class ConsoleSink:
                 line = f"{self._COLOURS.get(line.split()[0], '')}{line}\x1b[0m"
         print(line, flush=True)
 
-    def refresh(self, standing: Sequence[dict]) -> None:
-        """What was printed stays."""
-
 
 class _Http:
     """A receiver of JSON by POST. Whatever it answers but a 2xx may be mended, if only by whoever set it up."""
@@ -165,8 +128,8 @@ class AlertmanagerSink(_Http):
     def refresh(self, standing: Sequence[dict]) -> None:
         """Say again what stands: alerts like transitions that fire."""
         ends = time.time() + VALID_SECONDS
-        for together in _chunks(standing):
-            self._post([_alert(each, ends) for each in together])
+        for start in range(0, len(standing), TOGETHER_MAX):
+            self._post([_alert(each, ends) for each in standing[start : start + TOGETHER_MAX]])
 
 
 class WebhookSink(_Http):
@@ -189,14 +152,6 @@ class WebhookSink(_Http):
                 "commonAnnotations": alert["annotations"], "externalURL": "", "alerts": [alert],
             }
         )  # fmt: skip
-
-    def refresh(self, standing: Sequence[dict]) -> None:
-        """Each transition was told once."""
-
-
-def _chunks(standing: Sequence[dict]) -> Iterator[Sequence[dict]]:
-    for start in range(0, len(standing), TOGETHER_MAX):
-        yield standing[start : start + TOGETHER_MAX]
 
 
 def _alert(transition: dict, ends_seconds: float) -> dict:

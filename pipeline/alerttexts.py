@@ -1,0 +1,40 @@
+"""How an alert reads, and which transition of it one is. It knows no sink, so that who only shows alerts loads none."""
+
+from __future__ import annotations
+
+import json
+from datetime import UTC, datetime
+
+
+def transition_id(transition: dict) -> str:
+    """Which transition this is: the same in every delivery of it."""
+    parts = ("rule", "device", "interface", "metric", "tags", "since", "phase", "severity")
+    return "|".join(str(transition[part]) for part in parts)
+
+
+def since(microseconds: int) -> str:
+    """A moment as a person reads it, UTC."""
+    return datetime.fromtimestamp(microseconds / 1e6, UTC).strftime("%Y-%m-%d %H:%M:%S")
+
+
+def describe(transition: dict) -> str:
+    """What, where, how bad, since when, in one line."""
+    resolved = transition["phase"] == "resolved"
+    tags = " ".join(f"{name}={text}" for name, text in json.loads(transition["tags"] or "{}").items())
+    place = " ".join(filter(None, (transition["device"], transition["interface"], transition["metric"], tags and f"({tags})")))
+    value, bound = transition["value"], transition["bound"]
+    if resolved:
+        how = f"back at {value:.6g}, after {duration(transition['time'] - transition['since'])}"
+    else:
+        how = f"{value:.6g}" if bound is None else f"{value:.6g} {'>' if value > bound else '<'} {bound:.6g}"
+    word = "RESOLVED" if resolved else transition["severity"].upper()
+    return f"{word:8} {transition['rule']}  {place}  {how}  since {since(transition['since'])}"
+
+
+def duration(microseconds: int) -> str:
+    """A length of time as a person reads it."""
+    seconds = microseconds / 1e6
+    for size, unit in ((86_400, "d"), (3600, "h"), (60, "min")):
+        if seconds >= size:
+            return f"{seconds / size:.3g} {unit}"
+    return f"{seconds:.3g} s"
