@@ -302,8 +302,6 @@ def _sifted(
             kept[index] = _text(bytes(raws[index]), limits)
         good.append(event)
         places.append(index)
-    if not good and not refused and not bad:
-        raise Refusal(422, "no_events", "the body holds no event")
     all_refused = tuple(sorted((*refused, *bad), key=lambda each: each.index))
     return Body(_SHAPE, good, len(good), places if indexes is not None or bad else None, all_refused, texts=kept)
 
