@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import os
-import shutil
 import subprocess
 from pathlib import Path
 
 import httpx
 
 from tests.harness import eventually, free_port
-from tests.missing import leave_out
-from tests.promtool import TOOLS
+from tests.promtool import debian_tool
 
 NAME = "prometheus-alertmanager"  # as Debian calls it
 TEMPLATES = Path("/usr/share/prometheus/alertmanager")  # where Debian's looks for them; where it was only unpacked they are not there
@@ -19,19 +17,11 @@ TEMPLATES = Path("/usr/share/prometheus/alertmanager")  # where Debian's looks f
 _PLACED = "mount -t tmpfs tmpfs /usr/share && mkdir -p /usr/share/prometheus && cp -r \"$0\" /usr/share/prometheus/ && exec \"$@\""
 
 
-def tool() -> str:
-    """Where it is. Where it is missing the test that asks is left out, but fails in CI."""
-    found = shutil.which(NAME) or shutil.which(NAME, path=TOOLS)
-    if found is None:
-        leave_out(f"{NAME} is not here: apt-get install {NAME}")
-    return found
-
-
 class Alertmanager:
     """Use as a context manager. What it knows it has in memory: a new start knows nothing."""
 
     def __init__(self, folder: Path) -> None:
-        self._tool, self._folder = tool(), folder
+        self._tool, self._folder = debian_tool(NAME, NAME), folder
         self.url = f"http://127.0.0.1:{free_port()}"
         self._process: subprocess.Popen | None = None
 
