@@ -148,6 +148,7 @@ _WRAPPERS = msgspec.json.Decoder(_Events)
 
 def _exact_object(payload: bytes, limits: DecodeLimits) -> Body:
     """One event, `{"events": [...]}`, or lines that were not announced as such."""
+    malformed = None
     try:
         body = _ENVELOPES.decode(payload)
     except msgspec.ValidationError:
@@ -155,7 +156,7 @@ def _exact_object(payload: bytes, limits: DecodeLimits) -> Body:
     except _MALFORMED as error:
         if b"\n" in payload.strip() and "trailing characters" in str(error):
             return _exact_lines(payload, limits)
-        raise _unparseable(error) from None
+        malformed = error  # all of it, or the text of one event of many?
     else:
         if body.events is msgspec.UNSET:
             return Body(_SHAPE, [body], 1) if _whole(body) else _sifted([body], None, (), limits, lambda: [payload])
@@ -166,8 +167,10 @@ def _exact_object(payload: bytes, limits: DecodeLimits) -> Body:
     except msgspec.ValidationError:
         raise Refusal(422, "no_events", _NO_EVENT) from None
     except _MALFORMED as error:
-        raise _unparseable(error) from None
+        raise _unparseable(error, payload) from None
     if wrapped.events is msgspec.UNSET:
+        if malformed is not None:
+            raise _unparseable(malformed, payload)
         return _one_by_one([payload], limits)
     if not bytes(wrapped.events).lstrip().startswith(b"["):
         raise Refusal(422, "no_events", '"events" must be an array of objects')
@@ -181,14 +184,12 @@ def _exact_array(payload: bytes, limits: DecodeLimits) -> Body:
         _bounded(payload.count(b","), limits, per_event=16)
         with contextlib.suppress(*_MALFORMED):
             return _sifted(_LOOSE_EVENTS.decode(payload), None, (), limits, lambda: _RAWS.decode(payload))
-    except UnicodeDecodeError:
-        pass
-    except _MALFORMED as error:
-        raise _unparseable(error) from None
+    except _MALFORMED:  # all of it, or the text of one event?
+        _bounded(payload.count(b","), limits, per_event=16)
     try:
         raws = _RAWS.decode(payload)
     except _MALFORMED as error:
-        raise _unparseable(error) from None
+        raise _unparseable(error, payload) from None
     return _one_by_one(raws, limits)
 
 
@@ -204,12 +205,21 @@ def _exact_lines(payload: bytes, limits: DecodeLimits) -> Body:
         try:
             _LOOSE.decode(lines[0])
         except _MALFORMED as error:
-            raise _unparseable(error, "line 1: ") from None
+            raise _unparseable(error, lines[0], "line 1: ") from None
     return body
 
 
-def _unparseable(error: Exception, where: str = "") -> Refusal:
-    if isinstance(error, UnicodeDecodeError):
+def _is_text(payload: bytes) -> bool:
+    """Which error the parser names bytes by that are not UTF-8 depends on its version."""
+    try:
+        payload.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
+def _unparseable(error: Exception, payload: bytes, where: str = "") -> Refusal:
+    if not _is_text(payload):
         return Refusal(400, "bad_json", f"{where}the body is not UTF-8")
     if isinstance(error, RecursionError):
         return Refusal(400, "bad_json", f"{where}the body is nested too deeply")
@@ -237,17 +247,15 @@ def _one_by_one(texts: list, limits: DecodeLimits) -> Body:
             events.append(_LOOSE.decode(text))
             indexes.append(index)
         except _MALFORMED as error:
-            refused.append(_refused(index, bytes(text), *_cause(error), limits))
+            refused.append(_refused(index, bytes(text), *_cause(error, bytes(text)), limits))
     if not events and all(each.reason == "not_an_object" for each in refused):
         raise Refusal(422, "no_events", _NO_EVENT)
     return _sifted(events, indexes, tuple(refused), limits, lambda: texts)
 
 
-def _cause(error: Exception) -> tuple[str, str]:
-    if isinstance(error, UnicodeDecodeError):
-        return "event", "bad_utf8"
+def _cause(error: Exception, text: bytes) -> tuple[str, str]:
     if not isinstance(error, msgspec.ValidationError):
-        return "event", "bad_json"
+        return "event", "bad_json" if _is_text(text) else "bad_utf8"
     found = _AT.search(str(error))
     if found is None:
         return "event", "not_an_object"

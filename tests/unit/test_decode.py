@@ -236,6 +236,7 @@ def test_bytes_that_are_no_text_cost_one_event():
     assert refused(first) == [(1, "event", "bad_utf8")]
     payload = b'[{"device":"\xff","metric":"m","value":1},' + json.dumps(GOOD).encode() + b"]"
     assert refused(payload) == [(0, "event", "bad_utf8")]
+    assert refused(b'{"events":' + payload + b"}") == [(0, "event", "bad_utf8")]
     lines = b'{"device":"\\ud800","metric":"m","value":1}\nhuh\n' + json.dumps(GOOD).encode()
     assert refused(lines, "application/x-ndjson") == [(0, "event", "bad_json"), (1, "event", "bad_json")]
 
