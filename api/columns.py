@@ -121,7 +121,7 @@ def _microseconds(milliseconds: pl.Series) -> pl.Series:
     told = milliseconds.to_numpy()
     if milliseconds.null_count():
         told = np.nan_to_num(told, nan=0.0)  # a null comes as NaN
-    times = pl.Series("event_time", np.rint(told * 1000).clip(-_FAR_US, _FAR_US).astype(np.int64))
+    times = pl.Series("event_time", np.rint(told.clip(-_FAR_US / 1000, _FAR_US / 1000) * 1000).astype(np.int64))
     return times.set(milliseconds.is_null(), None) if milliseconds.null_count() else times
 
 

@@ -27,6 +27,7 @@ import httpx
 
 from pipeline.core.tokens import parts_of
 from pipeline.errors import Invalid, PipelineError, Unavailable
+from pipeline.httpclient import http_client, is_http
 from pipeline.sql import add_place, ask, connect, one_line, show
 
 FIELDS = ("device", "interface", "metric", "value", "timestamp", "kind", "tags")
@@ -194,12 +195,9 @@ def _client(args: argparse.Namespace) -> httpx.Client:
     except OSError as error:
         raise Invalid(f"--ca-file {args.ca_file}: {error.strerror or error}; expected certificates as PEM") from None
     headers = {"Authorization": f"Bearer {token}"} if token else {}
-    try:
-        return httpx.Client(base_url=args.url.rstrip("/"), timeout=TIMEOUT_SECONDS, headers=headers, verify=verify)
-    except (httpx.InvalidURL, UnicodeError) as error:
-        raise Invalid(f"--url {ascii(args.url)[1:-1]}: {error}") from None
-    except OSError as error:
-        raise Invalid(f"SSL_CERT_FILE or SSL_CERT_DIR: {error.strerror or error}; expected certificates as PEM") from None
+    if not is_http(args.url):
+        raise Invalid(f"--url {ascii(args.url)[1:-1]}: must be like http://HOST:PORT")
+    return http_client(base_url=args.url.rstrip("/"), timeout=TIMEOUT_SECONDS, headers=headers, verify=verify)
 
 
 def _token(file: Path | None) -> str:

@@ -20,6 +20,7 @@ import httpx
 from pipeline.alerttexts import describe, transition_id
 from pipeline.core.rules import SEVERITIES
 from pipeline.errors import Invalid
+from pipeline.httpclient import http_client, is_http
 from pipeline.settings import Settings
 from pipeline.stores.connection import redact
 
@@ -42,16 +43,7 @@ class Sink(Protocol):
 
 def sinks_of(settings: Settings, *, as_json: bool = False, colour: bool = False) -> list[Sink]:
     """The console, and what is set. Invalid: a URL is none, or what the environment says of proxies and certificates."""
-    try:
-        return [ConsoleSink(as_json=as_json, colour=colour), *_receivers(settings)]
-    except (ImportError, ValueError, httpx.InvalidURL) as error:  # a SOCKS proxy needs a package; a URL of one that is none
-        raise Invalid(f"HTTP_PROXY, HTTPS_PROXY or ALL_PROXY: {error}") from None
-    except OSError as error:
-        raise Invalid(f"SSL_CERT_FILE or SSL_CERT_DIR: {error.strerror or error}; expected certificates as PEM") from None
-
-
-def _receivers(settings: Settings) -> list[Sink]:
-    found: list[Sink] = []
+    found: list[Sink] = [ConsoleSink(as_json=as_json, colour=colour)]
     urls = [url.strip() for url in (settings.alertmanager_url or "").split(",") if url.strip()]
     for number, url in enumerate(urls, 1):
         name = "alertmanager" if number == 1 else f"alertmanager-{number}"
@@ -62,12 +54,7 @@ def _receivers(settings: Settings) -> list[Sink]:
 
 
 def _checked(url: str, setting: str) -> str:
-    try:
-        parsed = httpx.URL(url)
-        good = parsed.scheme in ("http", "https") and parsed.host and 0 <= (parsed.port or 0) < 2**16
-    except (httpx.InvalidURL, ValueError):
-        good = False
-    if not good:
+    if not is_http(url):
         raise Invalid(f"{setting}={redact(url)}: must be like http://HOST:PORT/PATH")
     return url
 
@@ -97,7 +84,7 @@ class _Http:
 
     def __init__(self, url: str, timeout_seconds: float) -> None:
         self._url, self._named = url, "{0.scheme}://{0.host}".format(httpx.URL(url))  # its path may be a secret
-        self._client = httpx.Client(timeout=timeout_seconds)
+        self._client = http_client(timeout=timeout_seconds)
 
     def _post(self, payload: Any) -> None:
         try:

@@ -41,6 +41,7 @@ TARGETS = "metrics-targets.json"  # in the data folder: where each role answers,
 STOP_ORDER = ("simulator", "ingest", "worker", "notifier", "maintenance")
 MEASURED = ("worker", "maintenance", "notifier")  # on a metrics port of their own; the API on its own
 PORT_MAX = 65_535
+NO_PROXY = {"NO_PROXY": "*", "no_proxy": "*"}  # the simulator talks to this machine alone
 STOP_SECONDS = 40  # a role that does not end by then, or this long after its own patience is over, is killed
 STOP_GRACE_SECONDS = 10
 RESTART_SECONDS_MAX = 10.0
@@ -184,7 +185,7 @@ class Supervisor:
             ensure_token(Tokenbook(connect(settings.redis_url, settings.redis_timeout_seconds)), held, "simulator", INGEST)
             simulate += ["--token-file", str(held)]
         simulate += self._simulate
-        declared.append(Process("simulator", simulate, environment | token))
+        declared.append(Process("simulator", simulate, environment | token | NO_PROXY))
         self._processes = [process for process in declared if process.role not in self._without]
         self._listen(port)
 
@@ -427,8 +428,8 @@ def host_of(listening: str) -> str:
 
 
 def answers_ready(process: Process) -> bool:
-    """Whether it says so now; its certificate is not what is asked about."""
+    """Whether it says so now; its certificate is not what is asked about, and no proxy is."""
     try:
-        return httpx.get(process.readyz, timeout=READY_ANSWER_SECONDS, verify=False).status_code == 200
+        return httpx.get(process.readyz, timeout=READY_ANSWER_SECONDS, verify=False, trust_env=False).status_code == 200
     except httpx.HTTPError:
         return False

@@ -112,10 +112,11 @@ def started(tmp_path_factory) -> Iterator[list[Up]]:
 
 @pytest.fixture(scope="module")
 def pair(tmp_path_factory, started) -> tuple[Up, Up]:
-    """Two at once, with a fleet each, that end by themselves; the second finds no redis-server."""
+    """Two at once, with a fleet each, that end by themselves; one behind proxies of no use, the other finds no redis-server."""
     root = tmp_path_factory.mktemp("up")
     both = ("--data", "here", "--port", "0", "--window", "2s", "--for", "12s", "--json")
-    first, second = Up(root / "a", *both), Up(root / "b", *both, PATH=str(root))
+    first = Up(root / "a", *both, HTTP_PROXY="http://127.0.0.1:9", ALL_PROXY="socks5://nowhere")
+    second = Up(root / "b", *both, PATH=str(root))
     started += [first, second]
     for up in (first, second):
         eventually(lambda up=up: len(up.children()) == 7 or up.process.poll() is not None, 40, "Redis and six processes run")
