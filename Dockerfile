@@ -5,9 +5,9 @@ ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_ROOT_USER_ACTION=igno
 WORKDIR /src
 RUN python -m venv --without-pip /opt/venv
 # The dependencies alone, so that a change of code does not install them again
-COPY pyproject.toml ./
+COPY pyproject.toml constraints.txt ./
 RUN python -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["dependencies"], sep="\n")' > requirements.txt \
-    && pip --python /opt/venv/bin/python install -r requirements.txt
+    && pip --python /opt/venv/bin/python install -c constraints.txt -r requirements.txt
 
 FROM dependencies AS application
 COPY README.md ./
@@ -17,7 +17,7 @@ COPY simulator simulator
 RUN pip --python /opt/venv/bin/python install --no-deps .
 
 FROM application AS application-notebook
-RUN pip --python /opt/venv/bin/python install '.[notebook]'
+RUN pip --python /opt/venv/bin/python install -c constraints.txt '.[notebook]'
 
 # The views of data/catalog.duckdb name `data/lake`, relative to the working directory: so data is mounted at /app/data.
 FROM python:3.11-slim AS base

@@ -1,8 +1,9 @@
 # Two commands do everything on a machine with Python 3.11+ and make: `make run` and `make test`.
 PYTHON ?= python3
 BIN := .venv/bin
+PIP := -m pip install --quiet --disable-pip-version-check
 
-.PHONY: run test chaos model fuzz bench overload notebook lint clean
+.PHONY: run test chaos model fuzz bench overload notebook lint constraints clean
 .DELETE_ON_ERROR:
 
 run: .venv/installed  ## the whole pipeline on this machine, with a simulated fleet; Ctrl-C stops it
@@ -37,13 +38,13 @@ lint: .venv/installed-test
 	@$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed, this is " + sys.version.split()[0]) if sys.version_info < (3, 11) else None'
 	@$(PYTHON) -m venv .venv
 
-.venv/installed: pyproject.toml | .venv/bin/python
+.venv/installed: pyproject.toml constraints.txt | .venv/bin/python
 	@echo "installing into .venv (about a minute the first time)"
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e .
+	@$(BIN)/python $(PIP) -c constraints.txt -e .
 	@touch $@
 
-.venv/installed-test: pyproject.toml | .venv/bin/python
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[test]'
+.venv/installed-test: pyproject.toml constraints.txt | .venv/bin/python
+	@$(BIN)/python $(PIP) -c constraints.txt -e '.[test]'
 	@touch $@ .venv/installed
 
 # promtool checks the alert rules, Alertmanager takes alerts. Debian has them; without root they are unpacked, not installed. Elsewhere
@@ -58,9 +59,16 @@ lint: .venv/installed-test
 	done
 	@touch $@
 
-.venv/installed-notebook: pyproject.toml | .venv/bin/python
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[notebook]'
+.venv/installed-notebook: pyproject.toml constraints.txt | .venv/bin/python
+	@$(BIN)/python $(PIP) -c constraints.txt -e '.[notebook]'
 	@touch $@ .venv/installed
+
+constraints:  ## the newest versions that pyproject.toml allows, for the tests to try
+	@rm -rf .venv/newest && $(PYTHON) -m venv .venv/newest
+	@.venv/newest/bin/python $(PIP) '.[test,notebook]'
+	@{ sed '/^#/!d' constraints.txt; .venv/newest/bin/python -m pip freeze --disable-pip-version-check | grep -v '^telemetry-pipeline' | sort -f; } \
+	  > .venv/newest/constraints.txt
+	@mv .venv/newest/constraints.txt constraints.txt && rm -rf .venv/newest
 
 clean:  ## remove the environment, not the data
 	rm -rf .venv
