@@ -114,8 +114,8 @@ def _within(events: int, limits: DecodeLimits) -> None:
         raise Refusal(413, "too_many_events", f"{events} events in one body; at most {limits.body_events_max} are taken")
 
 
-def _bounded(values: int, limits: DecodeLimits, per_event: int = 4) -> None:
-    if values > limits.body_events_max * per_event:
+def _bounded(objects: int, limits: DecodeLimits) -> None:
+    if objects > limits.body_events_max * 4:
         raise Refusal(413, "too_many_events", f"more than {limits.body_events_max} events in one body")
 
 
@@ -129,6 +129,7 @@ _ENVELOPES = msgspec.json.Decoder(Envelope)
 _RAWS = msgspec.json.Decoder(list[msgspec.Raw])
 _SHAPE = ("events",)
 _NUMBER = re.compile(r"-?(?:0|[1-9]\d*)(\.\d+)?([eE][+-]?\d+)?", re.ASCII)
+_HALF = re.compile(rb"\\u[dD][89a-fA-F][0-9a-fA-F]{2}")  # of a character beyond 16 bits, which are two such escapes
 _INTEGER_CHARS_MAX = 40  # a longer one is beyond 64 bits
 _NO_EVENT = "the body holds no event: send an object, an array of objects, or NDJSON"
 _MALFORMED = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
@@ -163,34 +164,52 @@ def _exact_object(payload: bytes, limits: DecodeLimits) -> Body:
         if body.events is not None:
             return _taken(body.events, limits)
     try:
-        wrapped = _WRAPPERS.decode(payload)
+        wrapped = _texts(payload, _wrapped)
     except msgspec.ValidationError:
         raise Refusal(422, "no_events", _NO_EVENT) from None
     except _MALFORMED as error:
         raise _unparseable(error, payload) from None
-    if wrapped.events is msgspec.UNSET:
+    if not wrapped:
         if malformed is not None:
             raise _unparseable(malformed, payload)
         return _one_by_one([payload], limits)
-    if not bytes(wrapped.events).lstrip().startswith(b"["):
+    events = bytes(wrapped[0])
+    if not events.lstrip().startswith(b"["):
         raise Refusal(422, "no_events", '"events" must be an array of objects')
-    return _exact_array(bytes(wrapped.events), limits)
+    return _exact_array(events, limits)
 
 
 def _exact_array(payload: bytes, limits: DecodeLimits) -> Body:
-    try:
+    with contextlib.suppress(*_MALFORMED):
         return _taken(_EVENTS.decode(payload), limits)
-    except msgspec.ValidationError:  # some event is no good one: which one, and why?
-        _bounded(payload.count(b","), limits, per_event=16)
-        with contextlib.suppress(*_MALFORMED):
-            return _sifted(_LOOSE_EVENTS.decode(payload), None, (), limits, lambda: _RAWS.decode(payload))
-    except _MALFORMED:  # all of it, or the text of one event?
-        _bounded(payload.count(b","), limits, per_event=16)
+    with contextlib.suppress(*_MALFORMED):  # some event is no good one: which one, and why?
+        return _sifted(_LOOSE_EVENTS.decode(payload), None, (), limits, lambda: _RAWS.decode(payload))
     try:
-        raws = _RAWS.decode(payload)
+        raws = _texts(payload, _RAWS.decode)
     except _MALFORMED as error:
         raise _unparseable(error, payload) from None
     return _one_by_one(raws, limits)
+
+
+def _wrapped(payload: bytes) -> list[msgspec.Raw]:
+    events = _WRAPPERS.decode(payload).events
+    return [] if events is msgspec.UNSET else [events]
+
+
+def _texts(payload: bytes, parts: Callable[[bytes], list[msgspec.Raw]]) -> Sequence[bytes | msgspec.Raw]:
+    """The parts of a body, unparsed. Half a character as an escape, as Python writes what was no UTF-8, spoils its own part alone."""
+    try:
+        return parts(payload)
+    except msgspec.DecodeError:
+        whole = _HALF.sub(rb"\\ufffd", payload)
+        if whole == payload:
+            raise
+    texts, place = [], 0
+    for raw in map(bytes, parts(whole)):
+        place = whole.index(raw, place)
+        texts.append(payload[place : place + len(raw)])
+        place += len(raw)
+    return texts
 
 
 def _exact_lines(payload: bytes, limits: DecodeLimits) -> Body:
@@ -307,7 +326,9 @@ def _sifted(
             if reason is not None:
                 bad.append(_refused(index, bytes(raws[index]), "value", reason, limits))
                 continue
-            kept[index] = _text(bytes(raws[index]), limits)
+            text = bytes(raws[index]).decode("utf-8", "replace").strip()
+            if len(text) <= limits.dead_letter_chars_max:  # else its fields are kept: a text that was cut could not be sent again
+                kept[index] = text
         good.append(event)
         places.append(index)
     all_refused = tuple(sorted((*refused, *bad), key=lambda each: each.index))

@@ -237,6 +237,11 @@ def test_bytes_that_are_no_text_cost_one_event():
     payload = b'[{"device":"\xff","metric":"m","value":1},' + json.dumps(GOOD).encode() + b"]"
     assert refused(payload) == [(0, "event", "bad_utf8")]
     assert refused(b'{"events":' + payload + b"}") == [(0, "event", "bad_utf8")]
+    half = json.dumps([GOOD, {**GOOD, "device": "\udcfftail"}, {**GOOD, "device": "\U0001f600 \\\\ud800"}]).encode()
+    for text in (half, b'{"source":"\\udcff","events": ' + half + b"}"):
+        body = decode(text, "application/json", LIMITS)
+        assert [(each.index, each.field, each.reason) for each in body.refused] == [(1, "event", "bad_json")]
+        assert "\\udcfftail" in body.refused[0].event and [each.device for each in body.data] == [GOOD["device"], "\U0001f600 \\\\ud800"]
     lines = b'{"device":"\\ud800","metric":"m","value":1}\nhuh\n' + json.dumps(GOOD).encode()
     assert refused(lines, "application/x-ndjson") == [(0, "event", "bad_json"), (1, "event", "bad_json")]
 
@@ -288,6 +293,13 @@ def test_the_number_of_events_is_bounded(form, limit):
         assert decode(payload, content_type, limits).events == 200
     else:
         assert refusal(payload, content_type, limits=limits)[:2] == (413, "too_many_events")
+
+
+def test_one_bad_event_among_as_many_as_a_body_may_hold_costs_itself_alone():
+    good = {**GOOD, "tags": {f"t{i}": "v" for i in range(16)}}
+    for bad, reason in (({"metric": "m", "value": 1}, None), ({**GOOD, "value": []}, "not_a_number")):
+        body = decode(json.dumps([*[good] * (LIMITS.body_events_max - 1), bad]).encode(), "application/json", LIMITS)
+        assert body.events == LIMITS.body_events_max and [each.reason for each in body.refused] == [reason][: reason is not None]
 
 
 def test_a_body_of_very_many_tiny_values_is_refused_before_it_is_parsed():

@@ -91,3 +91,9 @@ def test_what_is_set_aside_is_kept_as_it_was_sent(media):
     assert [(each.accepted, each.rejected) for each in made.outcomes()] == [(1, 5), (0, 100)]
     told = [letter["event"] for letter in letters(made)]
     assert sorted(told) == sorted(json.dumps(each) for each in [*sent[:1], *sent[2:], *json.loads(many)])
+
+
+def test_what_is_too_long_to_be_kept_as_it_was_sent_is_kept_by_its_fields_so_that_it_can_be_sent_again():
+    (told,) = letters(built(decode(json.dumps([{"extra": "x" * 3000, "device": "r1", "value": 7}]).encode(), "", DecodeLimits())))
+    kept = json.loads(told["event"])
+    assert kept.pop("timestamp") and kept == {"device": "r1", "value": 7}  # with the time at which it came
