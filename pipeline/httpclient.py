@@ -10,12 +10,14 @@ from pipeline.errors import Invalid
 
 
 def is_http(url: str) -> bool:
-    """Whether it is a URL of HTTP that names a host, and a port that there can be."""
+    """Whether it is a URL of HTTP that names a host, and a port, that there can be."""
     try:
         parsed = httpx.URL(url)
-        return parsed.scheme in ("http", "https") and bool(parsed.host) and 0 <= (parsed.port or 0) < 2**16
+        parsed.host.encode("idna")  # as whoever looks the name up does
+        known = parsed.scheme in ("http", "https") and bool(parsed.host) and 0 <= (parsed.port or 0) < 2**16
     except (httpx.InvalidURL, ValueError):
         return False
+    return known and not any(each.isspace() for each in url)
 
 
 def http_client(**options: Any) -> httpx.Client:

@@ -30,6 +30,7 @@ WAIT_SECONDS = 0.1  # for the next transition, between two looks at whether to s
 TRIM_SECONDS = 60.0  # between two times that what is delivered is let go
 ACKNOWLEDGE_SECONDS = 0.1  # of deliveries acknowledged together
 UNDELIVERED_MAX = 100_000  # transitions in a sink's dead-letter stream
+STOP_SECONDS_MAX = 20.0  # that a sink in the midst of a delivery is waited for: the next start delivers it again
 NEW_SINK_SECONDS = 3600.0  # of the past, that a sink which was never there before gets; the console gets all there is
 
 
@@ -64,8 +65,9 @@ class Notifier:
             if all(courier.at_rest for courier in self._couriers) and time.monotonic() - trimmed_at > TRIM_SECONDS:
                 trimmed_at = time.monotonic()
                 self._trim()
+        ends = time.monotonic() + STOP_SECONDS_MAX
         for thread in threads:
-            thread.join()
+            thread.join(max(0.0, ends - time.monotonic()))
 
     def _trim(self) -> None:
         try:
@@ -105,8 +107,9 @@ class _Courier:
                     log.error("%s: %d transitions were let go before they were delivered: it was away for too long", self.sink.name, gone)
                     metrics.NOTIFY_SET_ASIDE.labels(self.sink.name).inc(gone)
                 self.at_rest = not found and not pending
-                self._deliver_all(found)
-                if self.sink.refreshes and not pending:
+                refresh = self.sink.refreshes and not pending
+                self._deliver_all(found, refresh)
+                if refresh:
                     self._refresh()
                 pending = pending and bool(found or gone)
                 failures = 0
@@ -118,8 +121,11 @@ class _Courier:
                     log.warning("%s; trying again", error)
                 self._stopping.wait(backoff_seconds(failures, self._settings.backoff_max_seconds))
 
-    def _deliver_all(self, found: list[tuple[str, bytes, dict]]) -> None:
-        """One by one; acknowledged together as far as that takes no time, for what is delivered and not acknowledged comes again."""
+    def _deliver_all(self, found: list[tuple[str, bytes, dict]], refresh: bool) -> None:
+        """One by one; acknowledged together as far as that takes no time, for what is delivered and not acknowledged comes again.
+
+        `refresh`: say again between them what stands; thousands of them may take longer than it stays known.
+        """
         delivered: list[tuple[str, bytes]] = []
         acknowledged_at = time.monotonic()
         try:
@@ -132,6 +138,8 @@ class _Courier:
                 if time.monotonic() - acknowledged_at > ACKNOWLEDGE_SECONDS:
                     self._reader.acknowledge(delivered)
                     delivered, acknowledged_at = [], time.monotonic()
+                if refresh:
+                    self._refresh()
         finally:
             if delivered:
                 self._reader.acknowledge(delivered)
@@ -148,7 +156,7 @@ class _Courier:
                 metrics.NOTIFIED.labels(sink.name).inc()
                 self._health.worked(f"delivery to {sink.name}")
                 return True
-            except OSError as error:
+            except Exception as error:  # whatever a sink does, the others go on
                 self._failed(error)
                 if self._stopping.wait(backoff_seconds(attempt, self._settings.backoff_max_seconds)):
                     return False
@@ -164,13 +172,14 @@ class _Courier:
         try:
             self.sink.refresh(standing)
             self._health.worked(f"delivery to {self.sink.name}")
-        except OSError as error:
+        except Exception as error:  # as above
             self._failed(error)
 
-    def _failed(self, error: OSError) -> None:
+    def _failed(self, error: Exception) -> None:
         metrics.NOTIFY_FAILURES.labels(self.sink.name).inc()
-        self._health.failed(f"delivery to {self.sink.name}", error)
-        log.warning("%s: %s", self.sink.name, error)
+        why = str(error) if isinstance(error, OSError) else f"{type(error).__name__}: {error}"
+        self._health.failed(f"delivery to {self.sink.name}", why)
+        log.warning("%s: %s", self.sink.name, why)
 
     def _set_aside(self, transition: dict) -> None:
         try:

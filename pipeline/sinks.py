@@ -7,10 +7,12 @@ Alertmanager itself calls one (payload version 4), so that whatever receives tho
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import re
 import time
+from collections import Counter
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any, ClassVar, Protocol
@@ -22,18 +24,18 @@ from pipeline.core.rules import SEVERITIES
 from pipeline.errors import Invalid
 from pipeline.httpclient import http_client, is_http
 from pipeline.settings import Settings
-from pipeline.stores.connection import redact
 
 REFRESH_SECONDS = 60.0  # between two times that what stands is said again
 VALID_SECONDS = 10 * REFRESH_SECONDS  # after which it is taken for over: a notifier that is away for less resolves nothing
 TOGETHER_MAX = 500  # alerts in one request
+ANSWER_BYTES_MAX = 4096  # that are read of an answer
 _NO_LABEL = re.compile(r"[^a-zA-Z0-9_]")
 _NEVER = "0001-01-01T00:00:00Z"  # Go's zero time, as Alertmanager writes an end that is not known
 
 
 class Sink(Protocol):
-    """Where alerts go. `deliver` raises OSError for what a retry may mend. `refreshes`: what stands is to be said again and again,
-    to its `refresh`, which raises the same."""
+    """Where alerts go. `deliver` raises, best an OSError, where it was not taken. `refreshes`: what stands is to be said again and
+    again, to its `refresh`, which raises the same."""
 
     name: str
     refreshes: bool
@@ -48,14 +50,14 @@ def sinks_of(settings: Settings, *, as_json: bool = False, colour: bool = False)
     for number, url in enumerate(urls, 1):
         name = "alertmanager" if number == 1 else f"alertmanager-{number}"
         found.append(AlertmanagerSink(name, _checked(url, "PIPELINE_ALERTMANAGER_URL"), settings.notify_timeout_seconds))
-    if settings.webhook_url:
-        found.append(WebhookSink(_checked(settings.webhook_url, "PIPELINE_WEBHOOK_URL"), settings.notify_timeout_seconds))
+    if url := (settings.webhook_url or "").strip():
+        found.append(WebhookSink(_checked(url, "PIPELINE_WEBHOOK_URL"), settings.notify_timeout_seconds))
     return found
 
 
 def _checked(url: str, setting: str) -> str:
     if not is_http(url):
-        raise Invalid(f"{setting}={redact(url)}: must be like http://HOST:PORT/PATH")
+        raise Invalid(f"{setting}: it is not like http://HOST:PORT/PATH, and not shown, as it may hold a secret")
     return url
 
 
@@ -82,17 +84,30 @@ class ConsoleSink:
 class _Http:
     """A receiver of JSON by POST. Whatever it answers but a 2xx may be mended, if only by whoever set it up."""
 
-    def __init__(self, url: str, timeout_seconds: float) -> None:
+    def __init__(self, url: str, timeout_seconds: float, *, answer_shown: bool) -> None:
         self._url, self._named = url, "{0.scheme}://{0.host}".format(httpx.URL(url))  # its path may be a secret
+        self._timeout_seconds, self._answer_shown = timeout_seconds, answer_shown
         self._client = http_client(timeout=timeout_seconds)
 
     def _post(self, payload: Any) -> None:
         try:
-            response = self._client.post(self._url, json=payload)
-        except httpx.HTTPError as error:
+            with self._client.stream("POST", self._url, json=payload) as response:
+                answer = self._start_of(response)
+        except (httpx.HTTPError, httpx.InvalidURL, ValueError) as error:  # the last two: of where it says that we should go
             raise OSError(f"{self._named}: {error or type(error).__name__}") from None
         if not response.is_success:
-            raise OSError(f"{self._named} answers {response.status_code}: {' '.join(response.text.split())[:200]}")
+            told = " ".join(answer.decode("utf-8", "replace").split())[:200] if self._answer_shown else ""
+            raise OSError(f"{self._named} answers {response.status_code}{told and f': {told}'}")
+
+    def _start_of(self, response: httpx.Response) -> bytes:
+        """Most answers are short: read to their end, their connection serves the next one as well. The status has said all that counts."""
+        ends, answer = time.monotonic() + self._timeout_seconds, b""
+        with contextlib.suppress(httpx.HTTPError):
+            for chunk in response.iter_raw():
+                answer += chunk
+                if len(answer) >= ANSWER_BYTES_MAX or time.monotonic() > ends:
+                    break
+        return answer
 
 
 class AlertmanagerSink(_Http):
@@ -101,7 +116,7 @@ class AlertmanagerSink(_Http):
     refreshes = True
 
     def __init__(self, name: str, url: str, timeout_seconds: float) -> None:
-        super().__init__(f"{url.rstrip('/')}/api/v2/alerts", timeout_seconds)
+        super().__init__(f"{url.rstrip('/')}/api/v2/alerts", timeout_seconds, answer_shown=True)
         self.name = name
 
     def deliver(self, transition: dict) -> None:
@@ -113,17 +128,26 @@ class AlertmanagerSink(_Http):
         self._post([_alert(transition, now + VALID_SECONDS), *(_alert(transition | {"severity": each}, now) for each in milder)])
 
     def refresh(self, standing: Sequence[dict]) -> None:
-        """Say again what stands: alerts like transitions that fire."""
-        ends = time.time() + VALID_SECONDS
+        """Say again what stands: alerts like transitions that fire. What of it is refused keeps nothing from the rest."""
+        ends, refused = time.time() + VALID_SECONDS, None
         for start in range(0, len(standing), TOGETHER_MAX):
-            self._post([_alert(each, ends) for each in standing[start : start + TOGETHER_MAX]])
+            try:
+                self._post([_alert(each, ends) for each in standing[start : start + TOGETHER_MAX]])
+            except OSError as error:
+                refused = refused or error
+        if refused is not None:
+            raise refused
 
 
 class WebhookSink(_Http):
-    """A call per transition."""
+    """A call per transition. Its fingerprint is that of the alert from its first call to its last, however bad it gets between. What
+    it answers is not shown: many an answer repeats the path."""
 
     name = "webhook"
     refreshes = False
+
+    def __init__(self, url: str, timeout_seconds: float) -> None:
+        super().__init__(url, timeout_seconds, answer_shown=False)
 
     def deliver(self, transition: dict) -> None:
         alert = _alert(transition, transition["time"] / 1e6)
@@ -159,9 +183,12 @@ def _alert(transition: dict, ends_seconds: float) -> dict:
 
 def _labels(transition: dict) -> dict[str, str]:
     tags = json.loads(transition["tags"] or "{}")
+    names = {name: f"tag_{_NO_LABEL.sub('_', name)}" for name in tags}
+    shared = Counter(names.values())
     told = {"alertname": transition["rule"], "severity": transition["severity"]}
     told |= {name: transition[name] for name in ("device", "interface", "metric")}
-    told |= {f"tag_{_NO_LABEL.sub('_', name)}": text for name, text in tags.items()}
+    for name, text in tags.items():  # two names that become one would make two series one
+        told[names[name] if shared[names[name]] == 1 else f"{names[name]}_{_hash(name)[:8]}"] = text
     return {name: _text(text) for name, text in told.items() if text}
 
 
@@ -171,7 +198,11 @@ def _text(text: str) -> str:
 
 
 def _fingerprint(labels: dict[str, str]) -> str:
-    return hashlib.blake2b(json.dumps(labels, sort_keys=True).encode(), digest_size=8).hexdigest()
+    return _hash(json.dumps({name: text for name, text in labels.items() if name != "severity"}, sort_keys=True))
+
+
+def _hash(text: str) -> str:
+    return hashlib.blake2b(text.encode("utf-8", "replace"), digest_size=8).hexdigest()
 
 
 def _rfc3339(seconds: float) -> str:
