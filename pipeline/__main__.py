@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import io
 import json
 import logging
@@ -12,7 +13,7 @@ import socket
 import sys
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from pipeline.errors import Invalid, PipelineError
@@ -219,7 +220,7 @@ def _and_redis(settings: Settings) -> Settings:
         return settings
     embedded = EmbeddedRedis(Path(settings.data_dir) / "redis", settings.embedded_memory_max_mb, settings.embedded_fsync)
     if not Path(embedded.url.removeprefix("unix://")).exists():
-        raise Invalid(f"no Redis: set REDIS_URL, or run `telemetry up` on {settings.data_dir} first")
+        raise Invalid(f"no Redis: set REDIS_URL, or start `telemetry up` on the data folder {settings.data_dir} first")
     return settings.model_copy(update={"redis_url": embedded.url})
 
 
@@ -343,16 +344,35 @@ def _rules_show(args: argparse.Namespace) -> int:
 
 
 def _rules_set(args: argparse.Namespace) -> int:
-    number = _rulebook(args).set(_read(args.file), args.comment or f"set from {args.file.name}")
-    print(f"version {number}; workers apply it within seconds")
+    from pipeline.stores.rulebook import read_document
+
+    with _named(args.file):
+        rules = read_document(document := _read(args.file)).rules
+    number = _rulebook(args).set(document, args.comment or f"set from {args.file.name}")
+    print(f"version {number}, {_counted(len(rules), 'rule')}; workers apply it within seconds")
     return 0
 
 
 def _rules_check(args: argparse.Namespace) -> int:
     from pipeline.stores.rulebook import read_document
 
-    print(f"{args.file}: {len(read_document(_read(args.file)).rules)} rules, valid")
+    with _named(args.file):
+        rules = read_document(_read(args.file)).rules
+    print(f"{args.file}: {_counted(len(rules), 'rule')}, valid")
     return 0
+
+
+@contextlib.contextmanager
+def _named(file: Path) -> Iterator[None]:
+    """What is wrong in a document names the file."""
+    try:
+        yield
+    except Invalid as error:
+        raise Invalid(f"{file}: {error}") from None
+
+
+def _counted(number: int, thing: str) -> str:
+    return f"{number} {thing}" if number == 1 else f"{number} {thing}s"
 
 
 def _rules_history(args: argparse.Namespace) -> int:

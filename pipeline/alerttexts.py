@@ -19,11 +19,13 @@ def since(microseconds: int) -> str:
 
 def describe(transition: dict) -> str:
     """What, where, how bad, since when, in one line."""
-    resolved = transition["phase"] == "resolved"
     tags = " ".join(f"{name}={text}" for name, text in json.loads(transition["tags"] or "{}").items())
     place = " ".join(filter(None, (transition["device"], transition["interface"], transition["metric"], tags and f"({tags})")))
     value, bound = transition["value"], transition["bound"]
-    if resolved:
+    resolved = transition["phase"] == "resolved"
+    if resolved and value is None:
+        how = "no rule asks for it any more"
+    elif resolved:
         how = f"back at {value:.6g}, after {duration(transition['time'] - transition['since'])}"
     else:
         how = f"{value:.6g}" if bound is None else f"{value:.6g} {'>' if value > bound else '<'} {bound:.6g}"

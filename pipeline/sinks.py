@@ -122,7 +122,7 @@ class AlertmanagerSink(_Http):
     def deliver(self, transition: dict) -> None:
         now = time.time()
         if transition["phase"] == "resolved":
-            self._post([_alert(transition, min(transition["time"] / 1e6, now))])
+            self._post([_alert(transition, min(_over(transition), now))])
             return
         milder = SEVERITIES[: SEVERITIES.index(transition["severity"])]
         self._post([_alert(transition, now + VALID_SECONDS), *(_alert(transition | {"severity": each}, now) for each in milder)])
@@ -150,7 +150,7 @@ class WebhookSink(_Http):
         super().__init__(url, timeout_seconds, answer_shown=False)
 
     def deliver(self, transition: dict) -> None:
-        alert = _alert(transition, transition["time"] / 1e6)
+        alert = _alert(transition, _over(transition))
         resolved = transition["phase"] == "resolved"
         alert |= {"status": "resolved" if resolved else "firing", "fingerprint": _fingerprint(alert["labels"])}
         if not resolved:
@@ -165,6 +165,11 @@ class WebhookSink(_Http):
         )  # fmt: skip
 
 
+def _over(transition: dict) -> float:
+    """When it was over: by its last sample, or now where no rule asks for it any more."""
+    return time.time() if transition["value"] is None else transition["time"] / 1e6
+
+
 def _alert(transition: dict, ends_seconds: float) -> dict:
     """As Alertmanager knows one. Its labels are which one it is; what changes while it stands is told in annotations."""
     starts = transition["since"] / 1e6
@@ -172,8 +177,7 @@ def _alert(transition: dict, ends_seconds: float) -> dict:
         "labels": _labels(transition),
         "annotations": {
             "summary": _text(describe(transition)),
-            "value": f"{transition['value']:.12g}",
-            **({} if transition["bound"] is None else {"bound": f"{transition['bound']:.12g}"}),
+            **{name: f"{transition[name]:.12g}" for name in ("value", "bound") if transition[name] is not None},
         },
         "startsAt": _rfc3339(starts),
         "endsAt": _rfc3339(max(starts, ends_seconds)),

@@ -14,7 +14,8 @@ import polars as pl
 from pipeline.core.schema import stacked
 
 PHASES = ("pending", "firing", "resolved")
-# Alerts that stand. `severity` 1 is warning, 2 critical; `value` is its last sample's, `bound` the one last breached.
+# Alerts that stand. `severity` 1 is warning, 2 critical; `value` is its last sample's, `bound` the one last breached. A transition that
+# resolves has the value that cleared it; null: none did, no rule asks for it any more.
 ACTIVE = pl.Schema(
     {
         "rule": pl.String(),
@@ -117,5 +118,5 @@ def withdraw(active: pl.DataFrame, bounds: pl.DataFrame) -> tuple[pl.DataFrame, 
     key = ["rule", "series"]
     gone = active.join(bounds[key], on=key, how="anti", maintain_order="left")
     kept = active.join(bounds[key], on=key, how="semi", maintain_order="left")
-    resolved = gone.filter("firing").with_columns(phase=pl.lit("resolved"), entry=pl.lit(None, pl.Int64)).select(list(TRANSITIONS))
-    return resolved, kept
+    none = {"value": pl.lit(None, pl.Float64), "entry": pl.lit(None, pl.Int64)}
+    return gone.filter("firing").with_columns(phase=pl.lit("resolved"), **none).select(list(TRANSITIONS)), kept

@@ -198,11 +198,16 @@ class _Reader:
         bounded = "upper" in value or "lower" in value
         if not bounded and not disabled:
             raise self.fail(path, "needs upper or lower" + ("" if base is None else ", or disabled: true"))
+        upper = self.levels(value["upper"], (*path, "upper"), upper=True) if "upper" in value else Levels()
+        lower = self.levels(value["lower"], (*path, "lower"), upper=False) if "lower" in value else Levels()
+        highest, lowest = (each.critical if each.warning is None else each.warning for each in (upper, lower))
+        if highest is not None and lowest is not None and lowest > highest:
+            raise self.fail((*path, "lower"), "must not be above upper: every value would be beyond one of them")
         return Scope(
             self.patterns(value.get("device", "*"), (*path, "device")),
             self.patterns(value.get("interface", "*"), (*path, "interface")),
-            self.levels(value["upper"], (*path, "upper"), upper=True) if "upper" in value else Levels(),
-            self.levels(value["lower"], (*path, "lower"), upper=False) if "lower" in value else Levels(),
+            upper,
+            lower,
             disabled,
         )
 
@@ -294,8 +299,10 @@ def parse(document: Any, version: int, lines: Mapping[tuple, int]) -> Rules:
     `lines` says at which line each path, such as ("rules", 0, "upper"), begins. Invalid: `line N: rules[0].upper: what is wrong`.
     """
     reader = _Reader(lines)
-    top = reader.mapping(document if document is not None else {}, (), ("rules", "admission"))
-    items = top.get("rules", [])
+    top = reader.mapping({} if document is None else document, (), ("rules", "admission"))
+    if "rules" not in top:  # a file that was not there, most likely: it would resolve all that stands
+        raise reader.fail((), "has no list `rules`: write `rules: []` where no rule is meant")
+    items = top["rules"]
     if not isinstance(items, list):
         raise reader.fail(("rules",), f"must be a list, not {_kind(items)}")
     if len(items) > RULES_MAX:

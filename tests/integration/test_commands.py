@@ -228,7 +228,7 @@ def test_a_redis_that_is_away_is_said_in_one_line(telemetry, stack, tmp_path, mo
 @pytest.mark.parametrize("arguments", [["alerts"], ["books"], ["rules", "history"], ["worker"], ["notify"], ["maintain"], ["ingest"]])
 def test_without_any_redis_the_remedy_is_said(telemetry, monkeypatch, arguments):
     monkeypatch.delenv("PIPELINE_REDIS_URL")
-    refused(telemetry(*arguments), "no Redis: set REDIS_URL, or run `telemetry up` on")
+    refused(telemetry(*arguments), "no Redis: set REDIS_URL, or start `telemetry up` on the data folder")
 
 
 # rules
@@ -239,8 +239,9 @@ def test_rules_from_file_to_rollback(telemetry, stack, tmp_path):
     Rulebook(stack.client).set_default()
     file = tmp_path / "rules.yaml"
     file.write_text(RULES)
-    assert telemetry("rules", "check", str(file)) == (0, f"{file}: 1 rules, valid\n", "")
-    assert telemetry("rules", "set", str(file), "--comment", "lab is noisy") == (0, "version 2; workers apply it within seconds\n", "")
+    assert telemetry("rules", "check", str(file)) == (0, f"{file}: 1 rule, valid\n", "")
+    said = "version 2, 1 rule; workers apply it within seconds\n"
+    assert telemetry("rules", "set", str(file), "--comment", "lab is noisy") == (0, said, "")
     assert telemetry("rules", "show") == (0, RULES, "")
     assert telemetry("rules", "show", "1") == (0, DEFAULT.read_text(encoding="utf-8"), "")
     first, second = telemetry("rules", "history")[1].splitlines()

@@ -176,7 +176,7 @@ def test_rules_that_are_withdrawn_resolve_what_fires():
     assert state.active["firing"].to_list() == [True, True]
     others = rules(2, upper={"warning": 5}, device="r2")
     state, output = step(state, batch([]), others, SEMANTICS)
-    assert output.transitions.select("rule", "phase", "severity", "value").rows() == [("high", "resolved", 1, 9)]
+    assert output.transitions.select("rule", "phase", "severity", "value").rows() == [("high", "resolved", 1, None)]  # no value cleared it
     assert state.active.height == 1
     state, output = step(state, batch([]), others, SEMANTICS)
     assert output.transitions.is_empty()

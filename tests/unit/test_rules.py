@@ -121,6 +121,8 @@ PATTERN = "must be a pattern or a list of patterns, not"
         ("rules: []\n---\nrules: []", "line 2: not YAML: but found another document"),
         ("rules: []\n# \0", "line 2: not YAML: the character #x0000 is not allowed"),
         ("rules:\n" + "- " * 30, "line 2: nested deeper than 20"),
+        ("rules:\n- {name: a, metric: m, upper: {critical: 1},\n   lower: {warning: 5}}",
+         "line 3: rules[0].lower: must not be above upper: every value would be beyond one of them"),
         ("#" * (DOCUMENT_CHARS_MAX + 1), "the document has 500001 characters; 500000 are allowed"),
     ],
 )  # fmt: skip
@@ -172,7 +174,13 @@ def test_durations(text, microseconds):
     assert read.for_us == microseconds
 
 
-@pytest.mark.parametrize("text", ["", "# nothing yet", "rules: []", "{}", '{"rules": []}', "---\nrules: []\n...\n", "﻿rules: []"])
+@pytest.mark.parametrize("text", ["", "# nothing yet", "{}", "admission: {calm: 60s}"])
+def test_a_document_that_names_no_rules_is_an_oversight(text):
+    """Of a file that is not there curl makes an empty body."""
+    assert complaint(text) == "line 1: document: has no list `rules`: write `rules: []` where no rule is meant"
+
+
+@pytest.mark.parametrize("text", ["rules: []", '{"rules": []}', "---\nrules: []\n...\n", "﻿rules: []"])
 def test_a_document_without_rules_is_valid(text):
     """To judge nothing is a choice. JSON is YAML."""
     assert read_document(text, 7) == Rules(7)
