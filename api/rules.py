@@ -7,7 +7,7 @@ from fastapi.responses import JSONResponse, PlainTextResponse, Response
 from starlette.concurrency import run_in_threadpool
 
 from api.docs import answer_of, refusal
-from pipeline.alerttexts import since
+from pipeline.alerttexts import as_json
 from pipeline.errors import Invalid, Outdated, PipelineError, Unavailable
 from pipeline.stores.alertlog import AlertLog, told
 from pipeline.stores.rulebook import DOCUMENT_CHARS_MAX, Rulebook
@@ -30,10 +30,13 @@ _CHANGED = _AWAY | {
     413: refusal("The document is too large"),
     422: refusal("The document is not valid; the message names line and field"),
 }
+_MOMENT = {"type": "string", "format": "date-time"}
 _ALERT = {
     "type": "object",
-    "required": ["rule", "device", "interface", "metric", "tags", "severity", "phase", "since"],
-    "properties": {"severity": {"enum": ["warning", "critical"]}, "phase": {"enum": ["pending", "firing"]}, "since": {"type": "string"}},
+    "required": ["rule", "device", "interface", "metric", "tags", "severity", "phase", "since", "time"],
+    "properties": {
+        "severity": {"enum": ["warning", "critical"]}, "phase": {"enum": ["pending", "firing"]}, "since": _MOMENT, "time": _MOMENT,
+    },
 }
 _STANDING = _AWAY | {200: answer_of("Those that stand", ["alerts"], alerts={"type": "array", "items": _ALERT})}
 _IF_MATCH = {
@@ -95,11 +98,7 @@ def rules_router(rulebook: Rulebook, alertlog: AlertLog, partitions: int) -> API
             standing = await run_in_threadpool(alertlog.standing, range(partitions))
         except PipelineError as error:
             return _failed(error, 503)
-        rows = told(standing.sort("since"))
-        for row in rows:
-            row["since"] = since(row["since"])
-            del row["time"]
-        return JSONResponse({"alerts": rows})
+        return JSONResponse({"alerts": [as_json(alert) for alert in told(standing.sort("since"))]})
 
     return router
 

@@ -344,21 +344,23 @@ def _rules_show(args: argparse.Namespace) -> int:
 
 
 def _rules_set(args: argparse.Namespace) -> int:
+    from pipeline.alerttexts import counted
     from pipeline.stores.rulebook import read_document
 
     with _named(args.file):
         rules = read_document(document := _read(args.file)).rules
     number = _rulebook(args).set(document, args.comment or f"set from {args.file.name}")
-    print(f"version {number}, {_counted(len(rules), 'rule')}; workers apply it within seconds")
+    print(f"version {number}, {counted(len(rules), 'rule')}; workers apply it within seconds")
     return 0
 
 
 def _rules_check(args: argparse.Namespace) -> int:
+    from pipeline.alerttexts import counted
     from pipeline.stores.rulebook import read_document
 
     with _named(args.file):
         rules = read_document(_read(args.file)).rules
-    print(f"{args.file}: {_counted(len(rules), 'rule')}, valid")
+    print(f"{args.file}: {counted(len(rules), 'rule')}, valid")
     return 0
 
 
@@ -369,10 +371,6 @@ def _named(file: Path) -> Iterator[None]:
         yield
     except Invalid as error:
         raise Invalid(f"{file}: {error}") from None
-
-
-def _counted(number: int, thing: str) -> str:
-    return f"{number} {thing}" if number == 1 else f"{number} {thing}s"
 
 
 def _rules_history(args: argparse.Namespace) -> int:
@@ -392,7 +390,7 @@ def _rules_rollback(args: argparse.Namespace) -> int:
 
 
 def _alerts(args: argparse.Namespace) -> int:
-    from pipeline.alerttexts import describe
+    from pipeline.alerttexts import as_json, describe
     from pipeline.stores.alertlog import AlertLog, told
     from pipeline.stores.connection import connect
 
@@ -400,7 +398,7 @@ def _alerts(args: argparse.Namespace) -> int:
     log = AlertLog(connect(settings.redis_url, settings.redis_timeout_seconds))
     rows = told(log.standing(range(settings.partitions)).sort("severity", "since", descending=[True, False]))
     for row in rows:
-        print(json.dumps(row) if args.json else f"{row['phase']:8} {describe(row)}")
+        print(json.dumps(as_json(row)) if args.json else f"{row['phase']:8} {describe(row)}")
     if not rows and not args.json:
         print("nothing fires")
     return 0

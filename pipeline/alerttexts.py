@@ -1,9 +1,9 @@
-"""How an alert reads, and which transition of it one is. It knows no sink, so that who only shows alerts loads none."""
+"""How an alert reads, a number, a moment; and which transition of an alert one is. It knows no sink: who only shows alerts loads none."""
 
 from __future__ import annotations
 
 import json
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
 
 def transition_id(transition: dict) -> str:
@@ -15,6 +15,23 @@ def transition_id(transition: dict) -> str:
 def since(microseconds: int) -> str:
     """A moment as a person reads it, UTC."""
     return datetime.fromtimestamp(microseconds / 1e6, UTC).strftime("%Y-%m-%d %H:%M:%S")
+
+
+def rfc3339(microseconds: float) -> str:
+    """A moment as programs read it, UTC, to the millisecond."""
+    at = datetime(1970, 1, 1, tzinfo=UTC) + timedelta(microseconds=microseconds)
+    return at.isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def counted(number: int, thing: str) -> str:
+    """How many of what; `thing` for one of it."""
+    several = f"{thing[:-1]}ies" if thing.endswith("y") else f"{thing}s"
+    return f"{number:,} {thing if number == 1 else several}"
+
+
+def as_json(alert: dict) -> dict:
+    """An alert that stands, with its moments as programs read them."""
+    return {**alert, "since": rfc3339(alert["since"]), "time": rfc3339(alert["time"])}
 
 
 def describe(transition: dict) -> str:

@@ -11,7 +11,7 @@ import redis
 from pipeline import metrics
 from pipeline.books import Ledger
 from pipeline.settings import Settings, semantics_of
-from pipeline.stores.connection import fullest_memory
+from pipeline.stores.connection import fullest_memory, now_seconds
 from pipeline.stores.lake import Lake
 from pipeline.stores.leases import Leases, live_members
 from pipeline.stores.reports import Reports
@@ -79,4 +79,4 @@ class Gauges:
         if (books := self._ledger.look()) is not None:
             for name, gauge in _BOOKS.items():
                 gauge.set(books[name])
-            self._books = books
+            self._books = {"at": now_seconds(self._redis), **books}

@@ -14,12 +14,11 @@ import re
 import time
 from collections import Counter
 from collections.abc import Sequence
-from datetime import UTC, datetime, timedelta
 from typing import Any, ClassVar, Protocol
 
 import httpx
 
-from pipeline.alerttexts import describe, transition_id
+from pipeline.alerttexts import describe, rfc3339, transition_id
 from pipeline.core.rules import SEVERITIES
 from pipeline.errors import Invalid
 from pipeline.httpclient import http_client, is_http
@@ -172,15 +171,15 @@ def _over(transition: dict) -> float:
 
 def _alert(transition: dict, ends_seconds: float) -> dict:
     """As Alertmanager knows one. Its labels are which one it is; what changes while it stands is told in annotations."""
-    starts = transition["since"] / 1e6
+    starts = transition["since"]
     return {
         "labels": _labels(transition),
         "annotations": {
             "summary": _text(describe(transition)),
             **{name: f"{transition[name]:.12g}" for name in ("value", "bound") if transition[name] is not None},
         },
-        "startsAt": _rfc3339(starts),
-        "endsAt": _rfc3339(max(starts, ends_seconds)),
+        "startsAt": rfc3339(starts),
+        "endsAt": rfc3339(max(starts, ends_seconds * 1e6)),
         "generatorURL": "",
     }
 
@@ -207,8 +206,3 @@ def _fingerprint(labels: dict[str, str]) -> str:
 
 def _hash(text: str) -> str:
     return hashlib.blake2b(text.encode("utf-8", "replace"), digest_size=8).hexdigest()
-
-
-def _rfc3339(seconds: float) -> str:
-    at = datetime(1970, 1, 1, tzinfo=UTC) + timedelta(seconds=seconds)
-    return at.isoformat(timespec="milliseconds").replace("+00:00", "Z")

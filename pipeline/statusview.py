@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 import time
 from datetime import UTC, datetime
@@ -21,6 +22,7 @@ from pipeline.status import status
 from pipeline.stores.connection import connect
 
 WATCH_SECONDS = 1.0
+PIPED_COLUMNS = 200  # where it goes into a file or another command: whoever looks for a name finds it whole
 _COLOURS = {"open": "green", "fair": "yellow", "closed": "red"}
 
 
@@ -37,7 +39,7 @@ def show(args: argparse.Namespace, settings: Settings) -> int:
             except Unavailable as error:
                 print(f"{error}; trying again", file=sys.stderr)
             time.sleep(WATCH_SECONDS)
-    console = Console()
+    console = Console(width=None if sys.stdout.isatty() or "COLUMNS" in os.environ else PIPED_COLUMNS)
     if not args.watch:
         console.print(drawn(status(settings, client)))
         return 0
@@ -71,7 +73,7 @@ def _head(now: dict[str, Any]) -> Table:
     else:
         accounts = ("aggregated", "late", "repeated", "dead_lettered", "in_flight")
         parts = ", ".join(f"{books[name]:,} {name.replace('_', '-')}" for name in accounts)
-        told = Text(f"{books['accepted']:,} accepted = {parts}")
+        told = Text(f"{books['accepted']:,} accepted = {parts}  ({max(0, now['at'] - books['at']):.0f} s ago)")
         if books["imbalance"]:
             told = Text(f"THEY DO NOT BALANCE, by {books['imbalance']:,} events: ", style="bold red").append(told)
         head.add_row("books", told)
@@ -80,8 +82,8 @@ def _head(now: dict[str, Any]) -> Table:
 
 def _partitions(now: dict[str, Any]) -> Table:
     table = Table(box=None, padding=(0, 1), header_style="bold")
-    for name in ("partition", "behind s", "unread events", "in Redis MB", "watermark", "admission", "holder"):
-        table.add_column(name, justify="left" if name in ("holder", "admission") else "right")
+    for name in ("part", "behind s", "unread", "MB", "watermark", "admission", "holder"):
+        table.add_column(name, justify="left" if name in ("holder", "admission") else "right", overflow="fold")
     for each in now["partitions"]:
         state = each["admission"]
         holder = Text(each["holder"]) if each["holder"] else Text("nobody", style="red")
@@ -94,8 +96,8 @@ def _partitions(now: dict[str, Any]) -> Table:
 
 def _workers(now: dict[str, Any]) -> Table:
     table = Table(box=None, padding=(0, 1), header_style="bold")
-    for name in ("worker", "partitions", "rules", "series", "open rows", "uncommitted", "commit runs s", "memory MB"):
-        table.add_column(name, justify="left" if name == "worker" else "right")
+    for name in ("worker", "parts", "rules", "series", "open rows", "waiting", "commit s", "MB"):
+        table.add_column(name, justify="left" if name == "worker" else "right", overflow="fold")
     for name, said in now["workers"].items():
         if said is None:
             table.add_row(name, "", "", "", "", "", "", "")  # it lives, and has not reported yet

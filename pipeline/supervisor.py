@@ -24,6 +24,7 @@ import polars as pl
 from api.app import bind
 from api.tls import tls_of
 from pipeline import logs, ops
+from pipeline.alerttexts import counted
 from pipeline.books import balance
 from pipeline.core.tokens import INGEST
 from pipeline.errors import Invalid, PipelineError
@@ -319,16 +320,18 @@ class Supervisor:
             return seen
         if seen and counts["windows"] > seen["windows"]:
             more = {name: counts[name] - seen[name] for name in counts}
-            notable = ("late", "repeated", "dead_lettered", "anomalies")
-            extra = ", ".join(f"{more[name]:,} {name.replace('_', '-')}" for name in notable if more[name])
-            self.say("lake", f"{more['windows']:,} windows closed over {more['aggregated']:,} events" + (f"; {extra}" if extra else ""))
+            extra = [f"{more[name]:,} {name.replace('_', '-')}" for name in ("late", "repeated", "dead_lettered") if more[name]]
+            extra += [counted(more["anomalies"], "anomaly")] if more["anomalies"] else []
+            said = f"{counted(more['windows'], 'window')} closed over {counted(more['aggregated'], 'event')}"
+            self.say("lake", f"{said}; {', '.join(extra)}" if extra else said)
         return counts
 
     # Stop
 
     def _finish(self, before: dict) -> int:
         """Stop in order, take stock, and say how it ended."""
-        self.say("up", "stopping: the simulator first, then what it sent is taken in and committed")
+        first = "" if "simulator" in self._without else "the simulator first, then "
+        self.say("up", f"stopping: {first}what was sent is taken in and committed")
         self._stop_role("simulator")
         if self._duration is not None:
             self._drain()
@@ -340,6 +343,8 @@ class Supervisor:
         elif self._duration is None:
             named = ("accepted", "aggregated", "late", "repeated", "dead_lettered")
             said = ", ".join(f"{summary[name]:,} {name.replace('_', '-')}" for name in named)
+            if left := summary["in_flight_at_start"]:
+                said = f"{left:,} in open windows at the start, {said}"
             self.say("up", f"the books balance: {said}, {summary['in_flight']:,} still in open windows, kept for the next start")
         else:
             self.say("up", json.dumps(summary))
@@ -358,6 +363,7 @@ class Supervisor:
         accounted = sum(run[name] for name in ("aggregated", "late", "repeated", "dead_lettered", "in_flight"))
         return {
             "sent": sent,
+            "in_flight_at_start": before["in_flight"],
             **{name: run[name] for name in ("accepted", "aggregated", "late", "repeated", "dead_lettered", "in_flight")},
             **{name: run[name] for name in ("windows", "anomalies")},
             "faults": self._faults(),

@@ -305,6 +305,10 @@ def test_alerts_lists_what_stands(telemetry, stack):
         ("r2", "firing", "critical", 95.5),
         ("r1", "pending", "warning", 71.0),
     ]
+    assert [(alert["since"], alert["time"]) for alert in found] == [
+        ("2023-11-14T22:13:20.000Z", "2023-11-14T22:15:00.000Z"),
+        ("2023-11-14T22:14:10.000Z", "2023-11-14T22:15:00.000Z"),
+    ]
 
 
 def test_books_balance_or_not(telemetry, stack, tmp_path):

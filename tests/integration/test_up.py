@@ -25,7 +25,10 @@ from pipeline.stores.embedded import EmbeddedRedis
 from pipeline.stores.lake import Lake
 from tests.harness import eventually
 
-KEYS = ["sent", "accepted", "aggregated", "late", "repeated", "dead_lettered", "in_flight", "windows", "anomalies", "faults", "balanced"]
+KEYS = [
+    "sent", "in_flight_at_start", "accepted", "aggregated", "late", "repeated", "dead_lettered", "in_flight", "windows", "anomalies",
+    "faults", "balanced",
+]  # fmt: skip
 STOP_SECONDS = 20
 
 
@@ -239,7 +242,9 @@ def test_a_second_start_goes_on_restarts_what_dies_and_stops_cleanly(ended, star
     up.process.send_signal(signal.SIGINT)
     assert up.wait(STOP_SECONDS) == 0, up.said[-3000:]
     print(f"stopped in {time.monotonic() - began:.1f} s")
-    assert "the books balance: 30 accepted" in up.said and "Traceback" not in up.said
+    left = summary(first)["in_flight"]
+    left = f"{left:,} in open windows at the start, " if left else ""
+    assert f"the books balance: {left}30 accepted" in up.said and "Traceback" not in up.said
     after = positions(up)
     assert all(after[partition] >= before[partition] for partition in before)
     assert alive(up.seen) == []
