@@ -46,6 +46,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
 
 
+class _Version(argparse.Action):
+    """argparse has one that wants to know before it is asked: to look it up takes as long as a light command."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
+        from importlib.metadata import version
+
+        parser.exit(message=f"telemetry {version('telemetry-pipeline')}\n")
+
+
 def _tune_polars() -> None:
     """Polars and its allocator read this when they are loaded, which building the parser does: so it comes before."""
     # A process is one of several that share the cores, and its frames are small: threads of Polars' own cost more than they save.
@@ -57,6 +66,7 @@ def _tune_polars() -> None:
 def _parser(called: str | None = None) -> argparse.ArgumentParser:
     """All commands; where `called` is one, those of other modules are left out that it is not: to load them takes half a second."""
     parser = argparse.ArgumentParser(prog="telemetry", description="Network telemetry from an HTTP POST to a row in SQL, exactly once.")
+    parser.add_argument("--version", action=_Version, nargs=0, help="say which version this is")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     up = commands.add_parser("up", help="everything on this machine, with a Redis of its own")

@@ -222,8 +222,9 @@ class Supervisor:
         query = "SELECT device, metric, window_start, mean, max FROM aggregates ORDER BY window_start DESC LIMIT 20"
         self.say("up", f"data in {self._data}, {self._settings.window_seconds} s windows; Ctrl-C stops everything, a new start goes on")
         if "ingest" not in self._without:
-            self.say("up", f"send events: POST {url}/v1/events   (try it: {url}/docs)")
-            if self._settings.auth_required:
+            closed = self._settings.auth_required
+            self.say("up", f"send events: POST {url}/v1/events" + ("" if closed else f"   (try it: {url}/docs)"))
+            if closed:
                 self.say("up", f"with a token: {command} tokens create{data} --name me --scope admin")
         self.say("up", f'query them:  {command} sql{data} "{query}"')
         self.say("up", f"alerts now:  {command} alerts{data}")

@@ -63,16 +63,20 @@ def _create_in(book: Tokenbook, path: Path, draft: Token) -> Token:
     return token
 
 
-def _kept_in(book: Tokenbook, path: Path, name: str, scopes: tuple[str, ...]) -> Token | None:
-    """The valid token with this name and these scopes that the file holds, or None."""
+def _held_in(book: Tokenbook, path: Path) -> Token | None:
+    """The valid token that the file holds, or None."""
     try:
         parts = parts_of(path.read_bytes().strip())
     except OSError:
         return None
     token = None if parts is None else book.load().by_id.get(parts[0])
-    if token is None or not matches(token, parts[1]) or token.state(_now_us()) != "valid":
-        return None
-    return token if (token.name, token.scopes) == (name, scopes) else None
+    return token if token is not None and matches(token, parts[1]) and token.state(_now_us()) == "valid" else None
+
+
+def _kept_in(book: Tokenbook, path: Path, name: str, scopes: tuple[str, ...]) -> Token | None:
+    """The valid token with this name and these scopes that the file holds, or None."""
+    token = _held_in(book, path)
+    return token if token is not None and (token.name, token.scopes) == (name, scopes) else None
 
 
 def _differing(kept: Token, asked: Token) -> list[str]:
@@ -113,6 +117,8 @@ def _create(book: Tokenbook, args: argparse.Namespace) -> int:
             raise Invalid(f"token {kept.id} in {args.file} has another {', another '.join(others)}: revoke it first, or leave out --keep")
         print(f"token {kept.id} of {kept.name} is in {args.file} already, and valid")
         return 0
+    if args.file is not None and not args.keep and (held := _held_in(book, args.file)) is not None:
+        raise Invalid(f"{args.file} holds token {held.id} of {held.name}: choose another --file, or revoke it first")
     if args.file is not None:
         token = _create_in(book, args.file, draft)
         print(f"token {token.id} of {token.name} is in {args.file}; APIs know it within seconds")

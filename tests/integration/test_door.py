@@ -290,6 +290,19 @@ def test_where_its_file_cannot_be_written_no_secret_stays_behind_and_the_token_i
     assert token.state(0) == "revoked"
 
 
+def test_a_file_with_a_token_that_is_good_is_not_written_over(clients, tmp_path):
+    file = tmp_path / "dashboard.token"
+    command = ("tokens", "create", "--name", "dashboard", "--scope", "read", "--file", str(file))
+    assert clients.stack.telemetry(*command).returncode == 0
+    held = file.read_text()
+    identity = held.split("_")[1]
+    done = clients.stack.telemetry(*command)
+    said = f"telemetry: {file} holds token {identity} of dashboard: choose another --file, or revoke it first\n"
+    assert (done.returncode, done.stderr, file.read_text()) == (2, said, held)
+    assert clients.stack.telemetry("tokens", "revoke", identity).returncode == 0
+    assert clients.stack.telemetry(*command).returncode == 0 and file.read_text() != held
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [(("revoke", "000000000000"), "there is no token"), (("create", "--name", "", "--scope", "read"), "a token's name"),
