@@ -70,5 +70,5 @@ def test_what_the_readme_says_of_an_answer(running):
     _, port, _ = running
     body = [{"device": "core-1", "interface": "eth0", "metric": "in-octets", "value": 123456789}]
     assert httpx.post(f"http://127.0.0.1:{port}/v1/events", json=body).json() == {"accepted": 1, "rejected": 0, "errors": []}
-    document = re.search(r"```yaml\n(.*?)```", README, re.S)[1]
+    document = "".join(re.findall(r"```yaml\n(.*?)```", README, re.S))  # limits and rules
     assert httpx.put(f"http://127.0.0.1:{port}/v1/rules", content=document).status_code == 200
