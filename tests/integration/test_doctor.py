@@ -199,7 +199,7 @@ def test_a_lake_that_cannot_be_read_hides_no_redis(doctor, well, monkeypatch):
     for log in (data / "lake" / "aggregates" / "_delta_log").iterdir():
         log.write_text("{")
     monkeypatch.delenv("PIPELINE_REDIS_URL")
-    assert any(topic == "redis" and "set REDIS_URL, or run `telemetry up`" in text for _, topic, text, _ in doctor()[1])
+    assert any(topic == "redis" and "set REDIS_URL, or start `telemetry up`" in text for _, topic, text, _ in doctor()[1])
     embedded = EmbeddedRedis(data / "redis", 100, "everysec")
     embedded.start()
     try:
