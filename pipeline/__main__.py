@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 import io
 import json
 import logging
@@ -13,7 +12,7 @@ import socket
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from pipeline.errors import Invalid, PipelineError
@@ -354,31 +353,25 @@ def _rules_show(args: argparse.Namespace) -> int:
 
 
 def _rules_set(args: argparse.Namespace) -> int:
-    from pipeline.alerttexts import counted
-    from pipeline.stores.rulebook import read_document
-
-    with _named(args.file):
-        rules = read_document(document := _read(args.file)).rules
+    document, rules = _document(args.file)
     number = _rulebook(args).set(document, args.comment or f"set from {args.file.name}")
-    print(f"version {number}, {counted(len(rules), 'rule')}; workers apply it within seconds")
+    print(f"version {number}, {rules}; workers apply it within seconds")
     return 0
 
 
 def _rules_check(args: argparse.Namespace) -> int:
-    from pipeline.alerttexts import counted
-    from pipeline.stores.rulebook import read_document
-
-    with _named(args.file):
-        rules = read_document(_read(args.file)).rules
-    print(f"{args.file}: {counted(len(rules), 'rule')}, valid")
+    print(f"{args.file}: {_document(args.file)[1]}, valid")
     return 0
 
 
-@contextlib.contextmanager
-def _named(file: Path) -> Iterator[None]:
-    """What is wrong in a document names the file."""
+def _document(file: Path) -> tuple[str, str]:
+    """A rules document, and how many rules it holds, in words. Invalid: what is wrong in it, and the file's name."""
+    from pipeline.alerttexts import counted
+    from pipeline.stores.rulebook import read_document
+
+    text = _read(file)
     try:
-        yield
+        return text, counted(len(read_document(text).rules), "rule")
     except Invalid as error:
         raise Invalid(f"{file}: {error}") from None
 

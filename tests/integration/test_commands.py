@@ -273,7 +273,7 @@ def test_a_file_that_cannot_be_read_is_said(telemetry, tmp_path):
     (tmp_path / "latin").write_bytes("rules: [] # über".encode("latin-1"))
     refused(telemetry("rules", "set", "nowhere.yaml"), "cannot read nowhere.yaml: No such file or directory")
     refused(telemetry("rules", "set", str(tmp_path)), f"cannot read {tmp_path}: Is a directory")
-    refused(telemetry("rules", "check", "latin"), "cannot read latin: it is not UTF-8 text")
+    refused(telemetry("rules", "check", "latin"), "telemetry: cannot read latin: it is not UTF-8 text")
 
 
 @pytest.mark.parametrize("arguments", [["show"], ["show", "7"], ["diff", "1", "7"], ["rollback", "7"]])
