@@ -180,10 +180,13 @@ def _exact_object(payload: bytes, limits: DecodeLimits) -> Body:
 
 
 def _exact_array(payload: bytes, limits: DecodeLimits) -> Body:
-    with contextlib.suppress(*_MALFORMED):
+    try:
         return _taken(_EVENTS.decode(payload), limits)
-    with contextlib.suppress(*_MALFORMED):  # some event is no good one: which one, and why?
-        return _sifted(_LOOSE_EVENTS.decode(payload), None, (), limits, lambda: _RAWS.decode(payload))
+    except msgspec.ValidationError:  # some event is no good one: which one, and why?
+        with contextlib.suppress(*_MALFORMED):
+            return _sifted(_LOOSE_EVENTS.decode(payload), None, (), limits, lambda: _RAWS.decode(payload))
+    except _MALFORMED:  # all of it, or the text of one event?
+        pass
     try:
         raws = _texts(payload, _RAWS.decode)
     except _MALFORMED as error:
