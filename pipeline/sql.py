@@ -32,6 +32,7 @@ from rich.table import Table
 from rich.text import Text
 
 from pipeline import settings
+from pipeline.alerttexts import counted
 from pipeline.errors import Invalid, PipelineError
 from pipeline.stores.catalog import MACROS, VIEWS, open_catalog
 from pipeline.stores.extensions import install_extensions
@@ -291,7 +292,7 @@ def show_table(answer: Answer, console: Console, rows_max: int, seconds: float |
             table.add_row(*row[:fitting])
         console.print(table)
     told = f"… {len(rows):,} of " if total > len(rows) else ""
-    told += f"{'more than ' if total > COUNTED_ROWS_MAX else ''}{total:,} row{'s' if total != 1 else ''}"
+    told += f"{'more than ' if total > COUNTED_ROWS_MAX else ''}{counted(total, 'row')}"
     if fitting < len(widths):
         told += f", {fitting} of {len(widths)} columns: name the ones to see, or use --json or --csv"
     if seconds is not None:

@@ -117,9 +117,9 @@ def _create(book: Tokenbook, args: argparse.Namespace) -> int:
             raise Invalid(f"token {kept.id} in {args.file} has another {', another '.join(others)}: revoke it first, or leave out --keep")
         print(f"token {kept.id} of {kept.name} is in {args.file} already, and valid")
         return 0
-    if args.file is not None and not args.keep and (held := _held_in(book, args.file)) is not None:
-        raise Invalid(f"{args.file} holds token {held.id} of {held.name}: choose another --file, or revoke it first")
     if args.file is not None:
+        if not args.keep and (held := _held_in(book, args.file)) is not None:
+            raise Invalid(f"{args.file} holds token {held.id} of {held.name}: choose another --file, or revoke it first")
         token = _create_in(book, args.file, draft)
         print(f"token {token.id} of {token.name} is in {args.file}; APIs know it within seconds")
     else:
