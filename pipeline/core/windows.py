@@ -7,9 +7,11 @@ last bit.
 
 from __future__ import annotations
 
+import numpy as np
 import polars as pl
 
 from pipeline.core import counters
+from pipeline.core.runs import Runs
 from pipeline.core.schema import STATISTICS, marked, of_series
 from pipeline.core.semantics import Semantics
 
@@ -44,6 +46,7 @@ SUMMARIES = pl.Schema(
 )
 
 NO_SUMMARIES = SUMMARIES.to_frame()
+QUANTILES = {"p50": 0.5, "p95": 0.95, "p99": 0.99}
 
 
 def window_of(event_time: pl.Expr, width: int) -> pl.Expr:
@@ -57,26 +60,22 @@ def summarise(closed: pl.DataFrame, closings: pl.DataFrame, series: pl.DataFrame
     `closings` (CLOSINGS) say when each did. `series` holds at the place of each series its partition, device_number,
     before_value, before_exact and before_time: the last sample of it in a closed window.
     """
-    rows = closed.select("series", "window", "event_time", "counter_bits", "value", "exact")
-    rows = rows.sort("series", "event_time", maintain_order=True)
-    kept = (pl.col("series") != pl.col("series").shift(-1)) | (pl.col("event_time") != pl.col("event_time").shift(-1))
-    rows = rows.with_columns(kept=kept.fill_null(True))
-    repeats = rows.filter(~pl.col("kept")).group_by("series", "window").agg(repeated=pl.len())
-    if not repeats.is_empty():
-        rows = rows.filter("kept")
-    summaries = _statistics(rows)
+    rows = _sorted(closed.select("series", "window", "event_time", "counter_bits", "value", "exact"))
+    again = (rows["series"] == rows["series"].shift(-1)) & (rows["event_time"] == rows["event_time"].shift(-1))
+    repeated = pl.lit(0, pl.UInt32)
+    if again.any():
+        again = again.fill_null(False)  # of the last row, which none follows
+        repeated = pl.Series(_runs(rows).sum(again.cast(pl.UInt32).to_numpy()))
+        rows = rows.filter(~again)
+    runs = _runs(rows)
+    quantiles = pl.DataFrame(runs.quantiles(rows["value"].to_numpy(), QUANTILES))
+    summaries = _statistics(rows, runs).hstack(quantiles).with_columns(repeated=repeated)
     summaries = of_series(summaries, series, "partition", "device_number")
     summaries = summaries.join(closings, on=["device_number", "window"], how="left", maintain_order="left")
     counted = rows["series"].filter(rows["counter_bits"] > 0)
     if not counted.is_empty():
-        of_counters = rows.filter(marked(counted, series.height)[rows["series"]])
+        of_counters = rows.with_columns(run=runs.numbers()).filter(marked(counted, series.height)[rows["series"]])
         summaries = _with_increase(summaries, _with_steps(of_counters, series, semantics))
-    if repeats.is_empty():
-        summaries = summaries.with_columns(repeated=pl.lit(0, pl.UInt32))
-    else:
-        summaries = summaries.join(repeats, on=["series", "window"], how="left", maintain_order="left").with_columns(
-            pl.col("repeated").fill_null(0)
-        )
     return _shape(summaries, revision=False)
 
 
@@ -85,29 +84,46 @@ def revise(late: pl.DataFrame) -> pl.DataFrame:
 
     `newest` and `arrived` are the device's after the last of them.
     """
-    rows = late.sort("series", "event_time", maintain_order=True)
-    device = [pl.col("partition", "device_number").first(), pl.col("newest", "arrived").max()]
-    return _shape(_statistics(rows, *device, quantiles=False).with_columns(repeated=pl.lit(0, pl.UInt32)), revision=True)
+    rows = _sorted(late)
+    runs = _runs(rows)
+    first, latest = runs.first(rows), {name: pl.Series(name, runs.max(rows[name].to_numpy())) for name in ("newest", "arrived")}
+    summaries = _statistics(rows, runs).hstack([first["partition"], first["device_number"], *latest.values()])
+    return _shape(summaries.with_columns(repeated=pl.lit(0, pl.UInt32)), revision=True)
 
 
-def _statistics(rows: pl.DataFrame, *more: pl.Expr, quantiles: bool = True) -> pl.DataFrame:
-    value = pl.col("value")
-    shares = {"p50": 0.5, "p95": 0.95, "p99": 0.99} if quantiles else {}
-    return rows.group_by("series", "window", maintain_order=True).agg(
-        value.len().alias("count"),
-        value.sum().alias("sum"),
-        value.min().alias("min"),
-        value.max().alias("max"),
-        value.mean().alias("mean"),
-        value.std().alias("stddev"),
-        value.first().alias("first"),
-        value.last().alias("last"),
-        pl.col("exact").last().alias("last_exact"),
-        pl.col("event_time").first().alias("first_time"),
-        pl.col("event_time").last().alias("last_time"),
-        pl.col("counter_bits").last(),
-        *more,
-        *(value.quantile(share, "linear").alias(name) for name, share in shares.items()),
+def _sorted(rows: pl.DataFrame) -> pl.DataFrame:
+    """By series and event time; rows that agree in both stay in their order."""
+    return rows[np.lexsort((rows["event_time"].to_numpy(), rows["series"].to_numpy()))]
+
+
+def _runs(rows: pl.DataFrame) -> Runs:
+    return Runs(rows, "series", "window")
+
+
+def _statistics(rows: pl.DataFrame, runs: Runs) -> pl.DataFrame:
+    values = rows["value"].to_numpy()
+    first, last = runs.first(rows), runs.last(rows)
+    total = runs.sum(values)
+    with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
+        mean = total / runs.counts
+        stddev = np.sqrt(runs.sum((values - runs.each(mean)) ** 2) / (runs.counts - 1))
+    return pl.DataFrame(
+        {
+            "series": first["series"],
+            "window": first["window"],
+            "count": runs.counts,
+            "sum": total,
+            "min": runs.min(values),
+            "max": runs.max(values),
+            "mean": mean,
+            "stddev": pl.Series(stddev).fill_nan(None),  # of one row there is none
+            "first": first["value"],
+            "last": last["value"],
+            "last_exact": last["exact"],
+            "first_time": first["event_time"],
+            "last_time": last["event_time"],
+            "counter_bits": last["counter_bits"],
+        }
     )
 
 
@@ -129,17 +145,19 @@ def _with_steps(rows: pl.DataFrame, series: pl.DataFrame, semantics: Semantics) 
 
 
 def _with_increase(summaries: pl.DataFrame, rows: pl.DataFrame) -> pl.DataFrame:
-    steps = (
-        rows.filter(pl.col("step").is_not_null())
-        .group_by("series", "window")
-        .agg(
-            increase=pl.col("step").sum(),
-            quality_code=pl.col("quality_code").max(),
-            elapsed=pl.col("event_time").max() - pl.col("before_time").min(),
-        )
-    )
+    """`rows` of counters with their steps; `run` is the place of each one's summary."""
+    rows = rows.filter(rows["step"].is_not_null())
+    runs = Runs(rows, "run")
+    columns = {name: rows[name].to_numpy() for name in ("step", "quality_code", "event_time", "before_time")}
+    steps = pl.DataFrame({
+        "increase": runs.sum(columns["step"]),
+        "quality_code": runs.max(columns["quality_code"]),
+        "elapsed": runs.max(columns["event_time"]) - runs.min(columns["before_time"]),
+    })
     rate = pl.when(pl.col("elapsed") > 0).then(pl.col("increase") / pl.col("elapsed") * 1e6)
-    return summaries.join(steps, on=["series", "window"], how="left", maintain_order="left").with_columns(rate=rate)
+    place = pl.Series([None], dtype=pl.UInt32).new_from_index(0, summaries.height)
+    place = place.scatter(runs.first(rows)["run"], pl.int_range(len(runs), dtype=pl.UInt32, eager=True))
+    return summaries.hstack(steps.with_columns(rate=rate)[place])
 
 
 def _shape(summaries: pl.DataFrame, *, revision: bool) -> pl.DataFrame:
