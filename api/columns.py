@@ -46,7 +46,8 @@ def coded(bodies: Sequence[Body], arrivals_us: Sequence[int]) -> tuple[Coded, li
     if not parts:
         return Coded(RAW.to_frame().select("body", "index", "device", "metric", "value", "event_time"), _no_names()), huge
     raw = parts[0] if len(parts) == 1 else _merged(parts)
-    return Coded(_arrived(raw.rows, np.asarray(arrivals_us, np.int64)).rechunk(), raw.names), huge
+    rows = _arrived(raw.rows, np.asarray(arrivals_us, np.int64))
+    return Coded(rows if set(rows.n_chunks("all")) == {1} else rows.rechunk(), raw.names), huge
 
 
 def _places(bodies: Sequence[Body], numbers: list[int], counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -266,19 +267,25 @@ def _moments(column: pa.ChunkedArray) -> list[pl.Series]:
     if pa.types.is_timestamp(column.type):
         rate = _PER_SECOND[column.type.unit]
         ticks = pl.Series("event_time", pl.from_arrow(pc.cast(column, pa.int64())), dtype=pl.Int64)
-        if rate >= 1_000_000:
-            return [ticks // (rate // 1_000_000)]
-        factor = 1_000_000 // rate
-        far = 2**62 // factor
-        if max(-(ticks.min() or 0), ticks.max() or 0) > far:
-            ticks = ticks.clip(-far, far)
-        return [ticks * factor]
+        return [ticks // (rate // 1_000_000)] if rate >= 1_000_000 else [_multiplied(ticks, 1_000_000 // rate)]
+    if pa.types.is_integer(column.type):
+        return [_multiplied(pl.Series("event_time", pl.from_arrow(column)), 1000)]
     if pa.types.is_null(column.type):
         return [_nulls("event_time", len(column))]
-    if pa.types.is_integer(column.type) or pa.types.is_floating(column.type):
+    if pa.types.is_floating(column.type):
         return [_microseconds(pl.Series("event_time", pl.from_arrow(column)).cast(pl.Float64).fill_nan(_FAR_US))]
     texts = pl.Series("time_text", pl.from_arrow(_texts(column).cast(pa.large_string())), dtype=pl.String)
     return [texts, _nulls("event_time", len(column))]
+
+
+def _multiplied(ticks: pl.Series, factor: int) -> pl.Series:
+    """Integers of any type times `factor`, as Int64; what that cannot hold is far beyond any time that is accepted."""
+    far = 2**62 // factor
+    if (ticks.max() or 0) > far:
+        ticks = ticks.clip(upper_bound=far)
+    if (ticks.min() or 0) < -far:
+        ticks = ticks.clip(lower_bound=-far)
+    return ticks.cast(pl.Int64) * factor
 
 
 _CONVERT: dict[str, Callable[[list[Any]], tuple[list[pl.Series], dict[str, pl.Series], Lost]]] = {

@@ -66,9 +66,11 @@ class Built:
         self._parts = np.flatnonzero(np.diff(self._bounds))  # the partitions that have rows
         self._cut = _Cut(self._columns, self._exact, self._names, np.append(self._bounds[self._parts], len(order)))
         self._refused = _by_partition(refused, partitions)
-        self._keyed = np.array([key is not None for key in keys], bool)
-        admitted = {*np.unique(self._columns["body"]).tolist(), *refused["body"]}
-        self._asking = self._whole.left_where({body for body in admitted if keys[body] is not None})
+        self._keyed = any(key is not None for key in keys)
+        self._asking: dict[int, set[int]] = {}
+        if self._keyed:
+            admitted = {*np.unique(self._columns["body"]).tolist(), *refused["body"]}
+            self._asking = self._whole.left_where({body for body in admitted if keys[body] is not None})
         self.reasons = dict(refused["reason"].value_counts().iter_rows()) if len(refused) else {}
 
     def outcomes(self) -> list[Outcome]:
@@ -97,7 +99,7 @@ class Built:
         letters = 0 if refused is None else refused.height
         keys: tuple[bytes, ...] = ()
         left: tuple[bytes, ...] = ()
-        if self._keyed.any():
+        if self._keyed:
             present = set(np.unique(bodies).tolist()) | (set(refused["body"].to_list()) if letters else set())
             present |= self._asking.get(partition, set())
             keyed = [body for body in sorted(present) if self._keys[body] is not None and self._keys[body] not in without]

@@ -105,8 +105,9 @@ def _statistics(rows: pl.DataFrame, runs: Runs) -> pl.DataFrame:
     first, last = runs.first(rows), runs.last(rows)
     total = runs.sum(values)
     with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
-        mean = total / runs.counts
-        stddev = np.sqrt(runs.sum((values - runs.each(mean)) ** 2) / (runs.counts - 1))
+        apart = values - runs.each(first["value"].to_numpy())  # from the first, so that values that are all the same have no spread at all
+        squares = runs.sum((apart - runs.each(runs.sum(apart) / runs.counts)) ** 2)
+        stddev = np.sqrt(squares / (runs.counts - 1))
     return pl.DataFrame(
         {
             "series": first["series"],
@@ -115,7 +116,7 @@ def _statistics(rows: pl.DataFrame, runs: Runs) -> pl.DataFrame:
             "sum": total,
             "min": runs.min(values),
             "max": runs.max(values),
-            "mean": mean,
+            "mean": total / runs.counts,
             "stddev": pl.Series(stddev).fill_nan(None),  # of one row there is none
             "first": first["value"],
             "last": last["value"],

@@ -24,24 +24,23 @@ def declared_bytes(payload: bytes) -> int:
             return total
         if size < 0 or at + size > end:
             raise ValueError("a message ends too early")
-        table = at + _u32(payload, at)
-        body_bytes = _scalar(payload, table, 3, "<q")
+        _, kind_at, header_at, length_at = _fields(payload, at + _u32(payload, at), 4)  # version, type of the header, header, body's length
+        body_bytes = struct.unpack_from("<q", payload, length_at)[0] if length_at else 0
         body = at + size
         if body_bytes < 0 or body + body_bytes > end:
             raise ValueError("a message ends too early")
-        kind = _scalar(payload, table, 1, "<B")
+        kind = payload[kind_at] if kind_at else 0
         if kind in (_RECORD_BATCH, _DICTIONARY_BATCH):
-            batch = _table(payload, table, 2)
             if kind == _DICTIONARY_BATCH:
-                batch = _table(payload, batch, 1)
-            if _field(payload, batch, 3):  # compression
-                total += _expanded(payload, batch, body, body_bytes)
+                header_at = _fields(payload, _target(payload, header_at), 2)[1]  # id, data
+            _, _, buffers_at, compression_at = _fields(payload, _target(payload, header_at), 4)  # length, nodes, buffers, compression
+            if compression_at:
+                total += _expanded(payload, _target(payload, buffers_at), body, body_bytes)
         at = body + body_bytes
     return total
 
 
-def _expanded(payload: bytes, batch: int, body: int, body_bytes: int) -> int:
-    vector = _table(payload, batch, 2)
+def _expanded(payload: bytes, vector: int, body: int, body_bytes: int) -> int:
     count, total = _u32(payload, vector), 0
     if count > _BUFFERS_MAX:
         raise ValueError("a batch has too many buffers")
@@ -61,22 +60,18 @@ def _u32(payload: bytes, at: int) -> int:
     return struct.unpack_from("<I", payload, at)[0]
 
 
-def _field(payload: bytes, table: int, number: int) -> int:
-    """Where field `number` of a flatbuffers table lies, or 0: it is absent."""
+def _fields(payload: bytes, table: int, count: int) -> list[int]:
+    """Where each of the first `count` fields of a flatbuffers table lies, or 0: it is absent."""
     vtable = table - struct.unpack_from("<i", payload, table)[0]
-    if vtable < 0 or 4 + 2 * number >= struct.unpack_from("<H", payload, vtable)[0]:
-        return 0
-    offset = struct.unpack_from("<H", payload, vtable + 4 + 2 * number)[0]
-    return table + offset if offset else 0
+    if vtable < 0:
+        raise ValueError("a table lies outside its message")
+    there = min(count, max(0, struct.unpack_from("<H", payload, vtable)[0] - 4) // 2)
+    places = [table + offset if offset else 0 for offset in struct.unpack_from(f"<{there}H", payload, vtable + 4)]
+    return places + [0] * (count - there)
 
 
-def _scalar(payload: bytes, table: int, number: int, form: str) -> int:
-    at = _field(payload, table, number)
-    return struct.unpack_from(form, payload, at)[0] if at else 0
-
-
-def _table(payload: bytes, table: int, number: int) -> int:
-    at = _field(payload, table, number)
+def _target(payload: bytes, at: int) -> int:
+    """What the offset at `at` refers to."""
     if not at:
         raise ValueError("a message lacks its content")
     return at + _u32(payload, at)

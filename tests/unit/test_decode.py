@@ -330,8 +330,7 @@ def test_values_of_any_numeric_type(number):
     [
         *(pa.array([MOMENT], pa.timestamp(unit)) for unit in ("ms", "us", "ns")),
         pa.array([MOMENT], pa.timestamp("us", "Europe/Berlin")),
-        pa.array([1_767_225_600_056]),
-        pa.array([1_767_225_600_056.0]),
+        *(pa.array([1_767_225_600_056], number) for number in (pa.int64(), pa.uint64(), pa.float64())),
         pa.array(["2026-01-01T01:00:00.056+01:00"]),
     ],
 )
@@ -341,6 +340,15 @@ def test_times_of_any_type_mean_the_same_moment(times):
     body = decode(stream(device=["d"], metric=["m"], value=[1.0], timestamp=times), ARROW, LIMITS)
     events = validate(coded([body], [ARRIVAL])[0], ARRIVAL, Limits()).events
     assert events.rows["event_time"].to_list() == [1_767_225_600_056_000]
+
+
+@pytest.mark.parametrize(
+    "times", [pa.array([2**63 - 1, 1, None], pa.int64()), pa.array([2**64 - 1, 1, None], pa.uint64()), pa.array([200, 1, None], pa.uint8())]
+)
+def test_a_whole_number_that_is_no_time_costs_no_other_its_own(times):
+    raw, _ = coded([decode(stream(device=["d"] * 3, metric=["m"] * 3, value=[1.0] * 3, timestamp=times), ARROW, LIMITS)], [ARRIVAL])
+    first, second, third = raw.rows["event_time"].to_list()
+    assert first == (200_000 if times.type == pa.uint8() else pytest.approx(2**62, rel=1e-12)) and (second, third) == (1000, ARRIVAL + 2)
 
 
 def test_seconds_that_would_overflow_are_far_in_the_future_instead():

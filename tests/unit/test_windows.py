@@ -59,10 +59,20 @@ def test_one_sample_has_no_spread():
     assert {row[name] for name in ("min", "max", "mean", "sum", "first", "last", "p50", "p95", "p99")} == {7.5}
 
 
-def test_identical_values_have_no_spread_either():
-    """Exactly 0, never a rounding's remainder or NaN."""
-    (row,) = windows([(time, 0.1) for time in range(10)])
+@pytest.mark.parametrize("count", range(2, 11))
+def test_identical_values_have_no_spread_either(count):
+    """Exactly 0, never a rounding's remainder or NaN: three times 0.1 is not 0.3."""
+    (row,) = windows([(time, 0.1) for time in range(count)])
     assert (row["stddev"], row["min"], row["p95"], row["max"]) == (0.0, 0.1, 0.1, 0.1)
+
+
+def test_what_overflows_is_infinite_or_null_and_harms_no_neighbour():
+    """1.7e308 is a number that ingest takes; the sum of two is none."""
+    _, output = run(batch([(0, [(device, "m", at, value) for device, value in (("a", 1.7e308), ("b", 2.0)) for at in (1, 2)])]),
+                    batch([(1, [(device, "m", 300, 0) for device in "ab"])]))  # fmt: skip
+    huge, plain = output.aggregates.sort("device").to_dicts()
+    assert (huge["sum"], huge["mean"], huge["stddev"], huge["p50"], huge["max"]) == (math.inf, math.inf, 0.0, 1.7e308, 1.7e308)
+    assert (plain["sum"], plain["mean"], plain["stddev"]) == (4.0, 2.0, 0.0)
 
 
 def test_times_before_1970_fall_into_their_window():
