@@ -9,11 +9,15 @@ Judged in stream order, over event time: no clock, so that a replay finds the sa
 
 from __future__ import annotations
 
+import numpy as np
 import polars as pl
 
-from pipeline.core.schema import stacked
+from pipeline.core.runs import Runs
+from pipeline.core.schema import marked
 
 PHASES = ("pending", "firing", "resolved")
+_PENDING, _FIRING, _RESOLVED, _NONE = range(4)  # places in PHASES, and one beyond
+_HOLD = -1  # a level that neither raises nor clears
 # Alerts that stand. `severity` 1 is warning, 2 critical; `value` is its last sample's, `bound` the one last breached. A transition that
 # resolves has the value that cleared it; null: none did, no rule asks for it any more.
 ACTIVE = pl.Schema(
@@ -56,59 +60,62 @@ def level() -> list[pl.Expr]:
 
 
 def evaluate(samples: pl.DataFrame, active: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame]:
-    """(TRANSITIONS, ACTIVE after) of SAMPLES in stream order, given the ACTIVE before."""
-    key = ["rule", "series"]
-    # Where no alert stands and nothing raises one, nothing changes: that is most of them.
-    moved = stacked([samples.filter(pl.col("level") >= 1)[key], active[key]]) if samples.height else NO_TRANSITIONS
-    samples = samples.join(moved, on=key, how="semi", maintain_order="left") if moved.height else samples.clear()
-    if samples.is_empty():
+    """(TRANSITIONS, ACTIVE after) of SAMPLES in stream order, given the ACTIVE before. By rule and series, and in stream order."""
+    # Where no alert stands and nothing raises one, nothing changes: that is most series.
+    concerned = pl.concat([samples["series"].filter(samples["level"] >= 1), active["series"]]) if samples.height else samples["series"]
+    if concerned.len():
+        samples = samples.filter(marked(concerned, 1 + max(concerned.max(), samples["series"].max()))[samples["series"]])
+    if concerned.is_empty() or samples.is_empty():
         return NO_TRANSITIONS, active
-    touched = samples[key]
-    standing = active.join(touched, on=key, how="semi", maintain_order="left")
-    first = standing.with_columns(level="severity", entry=pl.lit(None, pl.Int64), for_us=pl.lit(0, pl.Int64), known=True)
-    rows = pl.concat([first, samples.with_columns(known=False)], how="diagonal").sort(key, maintain_order=True)
+    first = active.with_columns(level="severity", entry=pl.lit(None, pl.Int64), for_us=pl.lit(0, pl.Int64), known=True)
+    rows = pl.concat([first, samples.with_columns(known=False)], how="diagonal").sort("rule", "series", maintain_order=True)
 
-    # Of few rows a call costs more than what it computes: a column is made beside others wherever none of them needs it.
-    # `alert` numbers (rule, series), `run` the stretches in which one stands, with what follows until the next.
-    other = ((pl.col("rule") != pl.col("rule").shift(1)) | (pl.col("series") != pl.col("series").shift(1))).fill_null(True)
-    raised = pl.when(pl.col("level") >= 1).then(True).when(pl.col("level") == 0).then(False)
-    rows = rows.with_columns(other=other, alert=other.cum_sum())
-    rows = rows.with_columns(latched=raised.forward_fill().over("alert").fill_null(False))
-    before = pl.col("latched").shift(1).fill_null(False) & ~pl.col("other")
-    start = pl.col("latched") & ~before
-    rows = rows.with_columns(start=start, stop=~pl.col("latched") & before, run=(start | pl.col("other")).cum_sum())
-    rows = rows.with_columns(
-        time=pl.col("time").cum_max().over("run"),
-        severity=pl.col("level").fill_null(0).cum_max().over("run"),
-        since=pl.coalesce("since", "time").first().over("run"),
-    )
+    # Mostly these are few rows, on which a step in numpy costs a hundredth of one in Polars. `of_alerts` are the rows of one alert;
+    # `of_lives` stretches in which one stands, with what follows until the next.
+    value_of = {name: rows[name].to_numpy() for name in ("series", "time", "for_us", "known")}
+    level = rows["level"].fill_null(_HOLD).to_numpy()
+    other = rows.select(rule=pl.col("rule").rle_id(), series="series")
+    of_alerts = Runs.of(other, "rule", "series")
+    began = of_alerts.begins
+    latched = level[_newest(began | (level != _HOLD))] >= 1
+    before = _shifted(latched, began, False)
+    start, stop = latched & ~before, ~latched & before
+    of_lives = Runs(start | began)
+    time = of_lives.cum_max(value_of["time"])
+    severity = of_lives.cum_max(np.maximum(level, 0))
+    since = of_lives.each(of_lives.first(rows.select(pl.coalesce("since", "time")))["since"].to_numpy())
     # Once an alert fires it fires until it clears, also when a new version of the rules asks for longer.
-    mature = pl.col("latched") & (
-        (pl.col("level") >= 1).fill_null(False) & (pl.col("time") - pl.col("since") >= pl.col("for_us")) & ~pl.col("known")
-        | pl.col("firing").fill_null(False)
+    due = (level >= 1) & (time - since >= value_of["for_us"]) & ~value_of["known"]
+    firing = of_lives.cum_max(latched & (due | rows["firing"].fill_null(False).to_numpy())) & latched
+    fired = np.where(firing, severity, 0)
+    fired_before = _shifted(fired, began, 0)
+    phase = np.select(
+        [value_of["known"], stop, fired > np.where(start, 0, fired_before), start & ~firing],
+        [_NONE, np.where(fired_before > 0, _RESOLVED, _NONE), _FIRING, _PENDING],
+        _NONE,
     )
-    firing = mature.cum_max().over("run") & pl.col("latched")
-    none = pl.lit(0, pl.Int8)
-    rows = rows.with_columns(firing=firing, fired=pl.when(firing).then("severity").otherwise(none))
-    fired_before = pl.when(~pl.col("other")).then(pl.col("fired").shift(1)).fill_null(none)
-    phase = (
-        pl.when("known").then(None)
-        .when("stop").then(pl.when(fired_before > 0).then(pl.lit("resolved")))
-        .when(pl.col("fired") > pl.when("start").then(none).otherwise(fired_before)).then(pl.lit("firing"))
-        .when(pl.col("start") & ~pl.col("firing")).then(pl.lit("pending"))
-    )  # fmt: skip
-    # What a resolved alert was: its severity and start are those of the run that ends.
+    # What a resolved alert was: its severity and start are those of the life that ends.
     judged = rows.with_columns(
-        phase=phase,
-        bound=pl.col("bound").forward_fill().over("alert"),
-        severity=pl.when("stop").then(fired_before).otherwise("severity"),
-        since=pl.when("stop").then(pl.col("since").shift(1)).otherwise("since"),
+        severity=pl.Series(np.where(stop, fired_before, severity)).cast(pl.Int8),
+        firing=firing,
+        since=np.where(stop, _shifted(since, began, 0), since),
+        time=time,
+        bound=rows["bound"].gather(_newest(began | rows["bound"].is_not_null().to_numpy())),
     )
-    transitions = judged.filter(pl.col("phase").is_not_null())[list(TRANSITIONS)]
-    goes_on = (pl.col("rule") == pl.col("rule").shift(-1)) & (pl.col("series") == pl.col("series").shift(-1))
-    last = judged.filter(~goes_on.fill_null(False) & pl.col("latched"))[list(ACTIVE)]
-    untouched = active.join(touched, on=key, how="anti", maintain_order="left") if standing.height else active
-    return transitions, stacked([untouched, last])
+    told = np.flatnonzero(phase != _NONE)
+    transitions = judged[told].with_columns(phase=pl.Series(PHASES).gather(phase[told]))
+    last = of_alerts.last(judged.with_columns(latched=latched))
+    return transitions.select(list(TRANSITIONS)), last.filter(last["latched"])[list(ACTIVE)]
+
+
+def _newest(said: np.ndarray) -> np.ndarray:
+    """Of each row, the last one up to it of which that is `said`. The first is."""
+    return np.maximum.accumulate(np.where(said, np.arange(len(said)), 0))
+
+
+def _shifted(values: np.ndarray, began: np.ndarray, first: int | bool) -> np.ndarray:
+    """The value of the row before; `first` where a row begins something."""
+    return np.where(began, first, np.roll(values, 1))
 
 
 def withdraw(active: pl.DataFrame, bounds: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame]:

@@ -14,17 +14,22 @@ import polars as pl
 
 
 class Runs:
-    """The runs of `rows` that agree in all of `columns`. Rows of one run must lie together. Columns of numbers, without nulls."""
+    """Runs of rows; one begins with each row of which `begins` says so, as it must of the first."""
 
-    def __init__(self, rows: pl.DataFrame, *columns: str) -> None:
+    def __init__(self, begins: np.ndarray) -> None:
+        self.begins = begins
+        self._starts = np.flatnonzero(begins)
+        self.counts = np.diff(self._starts, append=len(begins))
+
+    @classmethod
+    def of(cls, rows: pl.DataFrame, *columns: str) -> Runs:
+        """The runs of rows that agree in all of `columns`, which hold numbers, none of them null. Rows of one run lie together."""
         begins = np.ones(rows.height, bool)
-        if rows.height:
-            begins[1:] = False
+        begins[1:] = False
         for column in columns:
             keys = rows[column].to_numpy()
             begins[1:] |= keys[1:] != keys[:-1]
-        self._starts = np.flatnonzero(begins)
-        self.counts = np.diff(self._starts, append=rows.height)
+        return cls(begins)
 
     def __len__(self) -> int:
         return len(self._starts)
@@ -56,6 +61,12 @@ class Runs:
     def max(self, values: np.ndarray) -> np.ndarray:
         """The largest of each run."""
         return self._reduced(np.maximum, values)
+
+    def cum_max(self, values: np.ndarray) -> np.ndarray:
+        """Of each row, the largest of its run up to it."""
+        known, ranks = np.unique(values, return_inverse=True)
+        floor = self.each(np.arange(len(self)) * len(known))  # ranks of a run lie above all of those before it
+        return known[np.maximum.accumulate(ranks + floor) - floor]
 
     def _reduced(self, function: np.ufunc, values: np.ndarray) -> np.ndarray:
         with np.errstate(over="ignore", invalid="ignore"):  # of finite values a sum may be infinite: whoever judges by it looks

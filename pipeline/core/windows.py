@@ -97,7 +97,7 @@ def _sorted(rows: pl.DataFrame) -> pl.DataFrame:
 
 
 def _runs(rows: pl.DataFrame) -> Runs:
-    return Runs(rows, "series", "window")
+    return Runs.of(rows, "series", "window")
 
 
 def _statistics(rows: pl.DataFrame, runs: Runs) -> pl.DataFrame:
@@ -148,7 +148,7 @@ def _with_steps(rows: pl.DataFrame, series: pl.DataFrame, semantics: Semantics) 
 def _with_increase(summaries: pl.DataFrame, rows: pl.DataFrame) -> pl.DataFrame:
     """`rows` of counters with their steps; `run` is the place of each one's summary."""
     rows = rows.filter(rows["step"].is_not_null())
-    runs = Runs(rows, "run")
+    runs = Runs.of(rows, "run")
     columns = {name: rows[name].to_numpy() for name in ("step", "quality_code", "event_time", "before_time")}
     steps = pl.DataFrame({
         "increase": runs.sum(columns["step"]),
