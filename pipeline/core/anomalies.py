@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import numpy as np
 import polars as pl
 
 from pipeline.core.alerts import SAMPLES, level
 from pipeline.core.rules import STATISTICS
 from pipeline.core.schema import marked, stacked
+from pipeline.core.semantics import NEVER
 
 BREACHES = pl.Schema(
     {
@@ -52,10 +54,11 @@ def of_events(
     of_these = marked(samples["series"], series.height)
     earlier, bounds = earlier.filter(of_these[earlier["series"]]), bounds.filter(of_these[bounds["series"]] & bounds["event"])
     on_time = pl.when(~pl.col("is_late")).then("event_time").cum_max().over("series")
-    newest = pl.max_horizontal("newest_time", series["before_time"][samples["series"]], on_time)
+    known = series["before_time"].fill_null(NEVER).to_numpy().copy()
+    np.maximum.at(known, earlier["series"].to_numpy(), earlier["event_time"].to_numpy())
+    newest = pl.max_horizontal(pl.Series(known)[samples["series"]], on_time)
     samples = (
         samples
-        .join(earlier.group_by("series").agg(newest_time=pl.col("event_time").max()), on="series", how="left", maintain_order="left")
         .with_columns(stale=pl.col("is_late") | (pl.col("event_time") < newest).fill_null(False))
         .join(bounds, on="series", maintain_order="left")
         .with_columns(level())
@@ -75,8 +78,9 @@ def _first_of_each(breaches: pl.DataFrame, earlier: pl.DataFrame, bounds: pl.Dat
     """
     if breaches["is_late"].all():
         return breaches
-    key = ["series", "time", "rule"]
-    late, on_time = breaches.filter("is_late"), breaches.filter(~breaches["is_late"])
+    key, late, on_time = ["series", "time", "rule"], breaches.clear(), breaches
+    if breaches["is_late"].any():
+        late, on_time = breaches.filter("is_late"), breaches.filter(~breaches["is_late"])
     on_time = on_time.unique(key, keep="first", maintain_order=True)
     same = earlier.rename({"event_time": "time"}).join(on_time, on=["series", "time"], how="semi")
     if same.height:

@@ -14,6 +14,7 @@ import polars as pl
 
 from pipeline.core import alerts, anomalies, cardinality, counters
 from pipeline.core.rules import BOUNDS, SEVERITIES, Rules
+from pipeline.core.runs import Runs
 from pipeline.core.schema import (
     AGGREGATES,
     ANOMALIES,
@@ -285,14 +286,15 @@ def _advance(state: State, rows: pl.DataFrame, entries: pl.DataFrame, semantics:
     rows = rows.with_columns(is_late=pl.col("window") + semantics.width <= watermark, lateness=watermark - pl.col("event_time"))
     late, on_time = (rows.filter("is_late"), rows.filter(~rows["is_late"])) if rows["is_late"].any() else (rows.clear(), rows)
 
-    counts = on_time.group_by("device_number", "window").agg(rows=pl.len())
+    runs = Runs.of(on_time, "device_number", "window")  # a device's samples mostly come together, so that few are left to be grouped
+    counts = runs.first(on_time["device_number", "window"]).with_columns(rows=pl.Series(runs.counts).cast(pl.UInt32))
     open_windows = pl.concat([open_windows, counts]).group_by("device_number", "window").agg(pl.col("rows").sum())
     devices = devices.with_columns(newest=pl.max_horizontal("newest", "largest"), arrived=pl.max_horizontal("arrived", "last"))
     closings.append(passed(open_windows, devices, moves, semantics))
     open_windows = _except(open_windows, closings[1])
 
-    newest = entries.group_by("partition").agg(pl.col("entry").max(), now=pl.col("log_time").max())
-    devices = devices.join(newest[["partition", "now"]], on="partition", how="left", maintain_order="left")
+    newest = Runs.of(entries, "partition").last(entries)
+    devices = devices.join(newest.select("partition", now="log_time"), on="partition", how="left", maintain_order="left")
     closings.append(silent(open_windows, devices, "now", semantics))
     devices = close_early(devices, closings[2], semantics)
     open_windows = _except(open_windows, closings[2])

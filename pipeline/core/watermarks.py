@@ -7,8 +7,10 @@ rows and on the ids of its partition's entries alone, never on where the stream 
 
 from __future__ import annotations
 
+import numpy as np
 import polars as pl
 
+from pipeline.core.runs import Runs
 from pipeline.core.schema import by_place
 from pipeline.core.semantics import NEVER, Semantics
 
@@ -43,15 +45,17 @@ def running(rows: pl.DataFrame, devices: pl.DataFrame) -> pl.Expr:
 
 
 def strides(rows: pl.DataFrame, semantics: Semantics) -> pl.DataFrame:
-    """How the devices of `rows` move on, a row per device and window end that its event time has come to.
+    """How the devices of `rows` move on, a row per device and window end that its event time has come to, in the order of both.
 
     `passed` counts window ends; `running` and `first` are event and log time of the row that came to it, `largest` and
     `last` those of the last row before the next.
     """
-    passed = (pl.col("running") - semantics.disorder).floordiv(semantics.width)
-    return rows.group_by("device_number", passed=passed).agg(
-        pl.col("running").first(), first=pl.col("log_time").first(), largest=pl.col("running").last(), last=pl.col("log_time").last()
-    )
+    of_device = np.argsort(rows["device_number"].to_numpy(), kind="stable")  # and within it in stream order, as event time goes on
+    moves = rows["device_number", "running", "log_time"][of_device]
+    moves = moves.with_columns(passed=(moves["running"] - semantics.disorder) // semantics.width)
+    runs = Runs.of(moves, "device_number", "passed")
+    last = runs.last(moves)
+    return runs.first(moves).rename({"log_time": "first"}).with_columns(last["running"].alias("largest"), last["log_time"].alias("last"))
 
 
 def arrive(devices: pl.DataFrame, moves: pl.DataFrame) -> pl.DataFrame:
@@ -59,8 +63,11 @@ def arrive(devices: pl.DataFrame, moves: pl.DataFrame) -> pl.DataFrame:
 
     Null for a device without rows. `moves`: its strides.
     """
-    arrivals = moves.group_by("device_number").agg(pl.col("first").min(), pl.col("last", "largest").max())
-    return numbered(devices).join(arrivals, on="device_number", how="left", maintain_order="left")
+    runs = Runs.of(moves, "device_number")
+    first, last = runs.first(moves), runs.last(moves)
+    none = pl.Series([None], dtype=pl.Int64).new_from_index(0, devices.height)
+    said = {"first": first["first"], "last": last["last"], "largest": last["largest"]}
+    return devices.hstack([none.clone().scatter(first["device_number"], values).alias(name) for name, values in said.items()])
 
 
 def silent(windows: pl.DataFrame, devices: pl.DataFrame, at: str, semantics: Semantics) -> pl.DataFrame:
