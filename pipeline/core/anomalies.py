@@ -6,7 +6,6 @@ import numpy as np
 import polars as pl
 
 from pipeline.core.alerts import SAMPLES, level
-from pipeline.core.rules import STATISTICS
 from pipeline.core.schema import marked, stacked
 from pipeline.core.semantics import NEVER
 
@@ -97,10 +96,12 @@ def window_samples(summaries: pl.DataFrame, bounds: pl.DataFrame, width: int) ->
     asked = bounds.filter(~bounds["event"]) if summaries.height else bounds.clear()
     if asked.is_empty():
         return NO_BREACHES
-    joined = summaries.filter(~pl.col("revision")).join(asked, on="series", maintain_order="left")
-    value = pl.coalesce(pl.when(pl.col("statistic") == name).then(pl.col(name).cast(pl.Float64)) for name in STATISTICS)
+    names = asked["statistic"].unique().to_list()
+    judged = summaries.filter(~summaries["revision"])[["series", "partition", "window", "arrived", *names]]
+    value = pl.coalesce(pl.when(pl.col("statistic") == name).then(pl.col(name).cast(pl.Float64)) for name in names)
     return (
-        joined.with_columns(value=value).filter(pl.col("value").is_finite()).with_columns(level())
+        judged.join(asked, on="series", maintain_order="left")
+        .with_columns(value=value).filter(pl.col("value").is_finite()).with_columns(level())
         .select(
             "rule", "series", "partition", pl.lit(None, pl.Int64).alias("entry"), (pl.col("window") + width).alias("time"), "value",
             "level", "bound", "for_us", "window", "statistic", pl.lit(False).alias("is_late"),
