@@ -11,6 +11,7 @@ import polars as pl
 from pipeline import metrics
 from pipeline.core.batch import State
 from pipeline.core.recovery import Stand
+from pipeline.core.runs import Runs
 from pipeline.core.schema import SERIES_NAMES, of_series
 from pipeline.errors import Fenced, Unavailable
 from pipeline.stores.alertlog import KEY, NAMED, AlertLog, same
@@ -66,6 +67,12 @@ class Snapshot:
     def still_held(self, held: Mapping[int, Holding]) -> dict[int, Holding]:
         """Of what is held now, what is so under the tokens that this was made under."""
         return {partition: holding for partition, holding in dict(held).items() if holding.token == self.tokens.get(partition)}
+
+    def unsettled(self) -> dict[int, set[int]]:
+        """The entries that have open rows, per partition with any."""
+        places = self.open["partition", "entry"]
+        of_entries = Runs.of(places, "partition", "entry").first(places)  # an entry's rows mostly lie together
+        return {partition: set(entries) for partition, entries in of_entries.group_by("partition").agg("entry").iter_rows()}
 
 
 def commit(snapshot: Snapshot, lake: Lake, held: Mapping[int, Holding], lost: dict[int, tuple[int, str]]) -> None:

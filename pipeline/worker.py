@@ -429,9 +429,7 @@ class Worker:
 
     def _settle(self, snapshot: Snapshot) -> None:
         """Acknowledge and trim the entries all of whose windows are committed."""
-        still = snapshot.open.select("partition", "entry").unique().group_by("partition").agg("entry")
-        unsettled = {partition: set(entries) for partition, entries in still.iter_rows()}
-        settlements, held = {}, snapshot.still_held(self._held)
+        settlements, held, unsettled = {}, snapshot.still_held(self._held), snapshot.unsettled()
         for partition, (position, _) in snapshot.stands.items():
             holding, kept = held.get(partition), unsettled.get(partition, set())
             if partition in self._lost:  # rows of it were refused: what looks done in our state is not
