@@ -13,7 +13,7 @@ import numpy as np
 import polars as pl
 
 from pipeline.core.runs import Runs
-from pipeline.core.schema import marked
+from pipeline.core.schema import marked, stacked
 
 PHASES = ("pending", "firing", "resolved")
 _PENDING, _FIRING, _RESOLVED, _NONE = range(4)  # places in PHASES, and one beyond
@@ -60,14 +60,15 @@ def level() -> list[pl.Expr]:
 
 
 def evaluate(samples: pl.DataFrame, active: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame]:
-    """(TRANSITIONS, ACTIVE after) of SAMPLES in stream order, given the ACTIVE before. By rule and series, and in stream order."""
+    """(TRANSITIONS, ACTIVE after) of SAMPLES in stream order, given the ACTIVE before."""
     # Where no alert stands and nothing raises one, nothing changes: that is most series.
-    concerned = pl.concat([samples["series"].filter(samples["level"] >= 1), active["series"]]) if samples.height else samples["series"]
-    if concerned.len():
-        samples = samples.filter(marked(concerned, 1 + max(concerned.max(), samples["series"].max()))[samples["series"]])
-    if concerned.is_empty() or samples.is_empty():
+    count = 1 + max(samples["series"].max() or 0, active["series"].max() or 0)
+    concerned = pl.concat([samples["series"].filter(samples["level"] >= 1), active["series"]])
+    samples = samples.filter(marked(concerned, count)[samples["series"]])
+    if samples.is_empty():
         return NO_TRANSITIONS, active
-    first = active.with_columns(level="severity", entry=pl.lit(None, pl.Int64), for_us=pl.lit(0, pl.Int64), known=True)
+    touched = marked(samples["series"], count)[active["series"]]
+    first = active.filter(touched).with_columns(level="severity", entry=pl.lit(None, pl.Int64), for_us=pl.lit(0, pl.Int64), known=True)
     rows = pl.concat([first, samples.with_columns(known=False)], how="diagonal").sort("rule", "series", maintain_order=True)
 
     # Mostly these are few rows, on which a step in numpy costs a hundredth of one in Polars. `of_alerts` are the rows of one alert;
@@ -105,7 +106,7 @@ def evaluate(samples: pl.DataFrame, active: pl.DataFrame) -> tuple[pl.DataFrame,
     told = np.flatnonzero(phase != _NONE)
     transitions = judged[told].with_columns(phase=pl.Series(PHASES).gather(phase[told]))
     last = of_alerts.last(judged.with_columns(latched=latched))
-    return transitions.select(list(TRANSITIONS)), last.filter(last["latched"])[list(ACTIVE)]
+    return transitions.select(list(TRANSITIONS)), stacked([active.filter(~touched), last.filter(last["latched"])[list(ACTIVE)]])
 
 
 def _newest(said: np.ndarray) -> np.ndarray:
