@@ -73,7 +73,7 @@ def evaluate(samples: pl.DataFrame, active: pl.DataFrame) -> tuple[pl.DataFrame,
 
     # Mostly these are few rows, on which a step in numpy costs a hundredth of one in Polars. `of_alerts` are the rows of one alert;
     # `of_lives` stretches in which one stands, with what follows until the next.
-    value_of = {name: rows[name].to_numpy() for name in ("series", "time", "for_us", "known")}
+    told_at, wanted_for, known = (rows[name].to_numpy() for name in ("time", "for_us", "known"))
     level = rows["level"].fill_null(_HOLD).to_numpy()
     other = rows.select(rule=pl.col("rule").rle_id(), series="series")
     of_alerts = Runs.of(other, "rule", "series")
@@ -82,16 +82,16 @@ def evaluate(samples: pl.DataFrame, active: pl.DataFrame) -> tuple[pl.DataFrame,
     before = _shifted(latched, began, False)
     start, stop = latched & ~before, ~latched & before
     of_lives = Runs(start | began)
-    time = of_lives.cum_max(value_of["time"])
+    time = of_lives.cum_max(told_at)
     severity = of_lives.cum_max(np.maximum(level, 0))
     since = of_lives.each(of_lives.first(rows.select(pl.coalesce("since", "time")))["since"].to_numpy())
     # Once an alert fires it fires until it clears, also when a new version of the rules asks for longer.
-    due = (level >= 1) & (time - since >= value_of["for_us"]) & ~value_of["known"]
+    due = (level >= 1) & (time - since >= wanted_for) & ~known
     firing = of_lives.cum_max(latched & (due | rows["firing"].fill_null(False).to_numpy())) & latched
     fired = np.where(firing, severity, 0)
     fired_before = _shifted(fired, began, 0)
     phase = np.select(
-        [value_of["known"], stop, fired > np.where(start, 0, fired_before), start & ~firing],
+        [known, stop, fired > np.where(start, 0, fired_before), start & ~firing],
         [_NONE, np.where(fired_before > 0, _RESOLVED, _NONE), _FIRING, _PENDING],
         _NONE,
     )
@@ -103,8 +103,8 @@ def evaluate(samples: pl.DataFrame, active: pl.DataFrame) -> tuple[pl.DataFrame,
         time=time,
         bound=rows["bound"].gather(_newest(began | rows["bound"].is_not_null().to_numpy())),
     )
-    told = np.flatnonzero(phase != _NONE)
-    transitions = judged[told].with_columns(phase=pl.Series(PHASES).gather(phase[told]))
+    moved = np.flatnonzero(phase != _NONE)
+    transitions = judged[moved].with_columns(phase=pl.Series(PHASES).gather(phase[moved]))
     last = of_alerts.last(judged.with_columns(latched=latched))
     return transitions.select(list(TRANSITIONS)), stacked([active.filter(~touched), last.filter(last["latched"])[list(ACTIVE)]])
 
