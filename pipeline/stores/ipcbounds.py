@@ -9,6 +9,7 @@ from __future__ import annotations
 import struct
 
 _DICTIONARY_BATCH, _RECORD_BATCH = 2, 3  # MessageHeader of Arrow's Message.fbs
+_V5 = 4  # of MetadataVersion
 _BUFFERS_MAX = 100_000
 
 
@@ -24,13 +25,15 @@ def declared_bytes(payload: bytes) -> int:
             return total
         if size < 0 or at + size > end:
             raise ValueError("a message ends too early")
-        _, kind_at, header_at, length_at = _fields(payload, at + _u32(payload, at), 4)  # version, type of the header, header, body's length
+        version_at, kind_at, header_at, length_at, metadata_at = _fields(payload, at + _u32(payload, at), 5)
         body_bytes = struct.unpack_from("<q", payload, length_at)[0] if length_at else 0
         body = at + size
         if body_bytes < 0 or body + body_bytes > end:
             raise ValueError("a message ends too early")
         kind = payload[kind_at] if kind_at else 0
         if kind in (_RECORD_BATCH, _DICTIONARY_BATCH):
+            if metadata_at and (not version_at or struct.unpack_from("<h", payload, version_at)[0] < _V5):
+                raise ValueError("a batch of an old format has metadata, by which it may be compressed")
             if kind == _DICTIONARY_BATCH:
                 header_at = _fields(payload, _target(payload, header_at), 2)[1]  # id, data
             _, _, buffers_at, compression_at = _fields(payload, _target(payload, header_at), 4)  # length, nodes, buffers, compression

@@ -390,6 +390,51 @@ def test_names_of_a_dictionary_that_no_row_has_are_not_looked_at():
     assert raw.rows["tags"].to_list() == [0, None, 1, 0] and raw.names["tags"].to_list() == ['{"a":"7"}', '{"a":"9000"}']
 
 
+def test_fields_that_may_be_null_and_fields_that_may_not_are_in_one_group():
+    def body(nullable: bool):
+        types = {"device": pa.string(), "metric": pa.string(), "value": pa.float64()}
+        schema = pa.schema([pa.field(name, dtype, nullable) for name, dtype in types.items()])
+        sink = io.BytesIO()
+        with ipc.new_stream(sink, schema) as writer:
+            writer.write_table(pa.table({"device": ["d"], "metric": ["m"], "value": [1.0]}, schema))
+        return decode(sink.getvalue(), ARROW, LIMITS)
+
+    raw, _ = coded([body(True), body(False), body(True)], [ARRIVAL] * 3)
+    assert raw.rows["body"].to_list() == [0, 1, 2] and raw.names["device"].to_list() == ["d"]
+
+
+def test_a_file_is_read_as_the_stream_in_it():
+    """Its footer may lead to messages that lie behind what looks like the end, and that nobody has counted."""
+    big = pa.DictionaryArray.from_arrays(pa.array([0] * 50, pa.int32()), pa.array(["x" * 4_000_000]))
+    table = pa.table({"device": ["d"] * 50, "metric": ["m"] * 50, "value": [1.0] * 50, "kind": big})
+    sink = io.BytesIO()
+    with ipc.new_file(sink, table.schema, options=ipc.IpcWriteOptions(compression="zstd")) as writer:
+        writer.write_table(table)
+    assert refusal(sink.getvalue(), ARROW)[:2] == (413, "body_too_large")
+    hidden = bytearray(sink.getvalue())
+    struct.pack_into("<Ii", hidden, 8, 0xFFFFFFFF, 0)
+    assert refusal(bytes(hidden), ARROW)[:2] == (400, "bad_arrow")
+
+
+def test_what_a_batch_of_an_old_format_expands_to_is_not_hidden_in_its_metadata():
+    """Before the format had a field for it, a batch said in its metadata that it is compressed; pyarrow goes by that still."""
+    batch = pa.record_batch({"device": ["x" * 100_000_000], "metric": ["m"], "value": [1.0]})
+    options = ipc.IpcWriteOptions(compression="zstd", metadata_version=ipc.MetadataVersion.V4)
+    sink = io.BytesIO()
+    with ipc.new_stream(sink, batch.schema, options=options) as writer:
+        start = sink.tell()
+        writer.write_batch(batch, custom_metadata={"ARROW:experimental_compression": "zstd"})
+    payload = bytearray(sink.getvalue())
+    assert refusal(bytes(payload), ARROW)[0] in (400, 413)
+    message = start + 8 + struct.unpack_from("<I", payload, start + 8)[0]
+    vtable = message - struct.unpack_from("<i", payload, message)[0]
+    header = message + struct.unpack_from("<H", payload, vtable + 4 + 2 * 2)[0]
+    records = header + struct.unpack_from("<I", payload, header)[0]
+    compression = records - struct.unpack_from("<i", payload, records)[0] + 4 + 2 * 3
+    struct.pack_into("<H", payload, compression, 0)  # the field is not there, as before there was one
+    assert refusal(bytes(payload), ARROW)[:2] == (400, "bad_arrow")
+
+
 def test_dictionaries_of_narrow_codes_may_have_more_names_together_than_these_can_count():
     """As those of categories in pandas, of 8 bits; in the batches of a body, and in the bodies of a group."""
 
