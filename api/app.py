@@ -6,6 +6,7 @@ import contextlib
 import logging
 import signal
 import socket
+import sys
 from collections.abc import AsyncIterator, MutableMapping, Sequence
 from typing import Any
 
@@ -43,6 +44,7 @@ from pipeline.stores.tokenbook import Tokenbook
 _log = logging.getLogger(__name__)
 
 BACKLOG = 2048
+SWITCH_SECONDS = 0.001  # for so long the event loop may wait for the thread that builds groups, whenever both have Python to run
 
 
 class IngestApp(FastAPI):
@@ -162,6 +164,7 @@ def bind(settings: Settings) -> socket.socket:
 
 def serve(settings: Settings, listener: socket.socket | None = None, appender: Store | None = None) -> int:
     """Serve until SIGINT or SIGTERM, then answer what was accepted; the exit code."""
+    sys.setswitchinterval(SWITCH_SECONDS)
     tls = tls_of(settings)
     if settings.exposed and not settings.auth_required:
         _log.warning("PIPELINE_AUTH=off: whoever reaches %s may send events and change rules", settings.api_host)

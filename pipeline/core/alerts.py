@@ -61,8 +61,10 @@ def level() -> list[pl.Expr]:
 
 def evaluate(samples: pl.DataFrame, active: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame]:
     """(TRANSITIONS, ACTIVE after) of SAMPLES in stream order, given the ACTIVE before."""
+    if samples.is_empty():
+        return NO_TRANSITIONS, active
     # Where no alert stands and nothing raises one, nothing changes: that is most series.
-    count = 1 + max(samples["series"].max() or 0, active["series"].max() or 0)
+    count = 1 + max(samples["series"].max(), active["series"].max() or 0)
     concerned = pl.concat([samples["series"].filter(samples["level"] >= 1), active["series"]])
     samples = samples.filter(marked(concerned, count)[samples["series"]])
     if samples.is_empty():
