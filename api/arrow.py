@@ -56,10 +56,8 @@ def read_arrow(payload: bytes, bytes_max: int, rows_max: int) -> pa.Table:
 
 
 def _tags(column: pa.Array) -> int:
-    """Tags that a column shows, absent ones too: columns of nulls have no buffer that would bound them."""
-    if pa.types.is_map(column.type):
-        return len(column.keys)
-    return len(column) * column.type.num_fields if pa.types.is_struct(column.type) else 0
+    """Tags that a column of maps or structs shows, absent ones too: columns of nulls have no buffer that would bound them."""
+    return len(column.keys) if pa.types.is_map(column.type) else len(column) * column.type.num_fields
 
 
 def _text_bytes(column: pa.Array) -> int:

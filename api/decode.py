@@ -92,8 +92,7 @@ def decode(payload: bytes, content_type: str, limits: DecodeLimits) -> Body:
         raise Refusal(422, "no_events", "the body is empty")
     if form == _ARROW or (not form and payload[:4] in (b"\xff\xff\xff\xff", b"ARRO")):
         table = read_arrow(payload, limits.body_decompressed_bytes_max, limits.body_events_max)
-        shape = ("arrow", *table.schema.names, *table.schema.types, *(field.nullable for field in table.schema))
-        return Body(shape, table, table.num_rows)
+        return Body(("arrow", *table.schema), table, table.num_rows)
     if len(payload) >= _COUNTED_BYTES_MIN:
         octets = np.frombuffer(payload, np.uint8)
         _bounded(np.count_nonzero(octets == ord("{")), limits)

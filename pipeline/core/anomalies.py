@@ -6,7 +6,7 @@ import numpy as np
 import polars as pl
 
 from pipeline.core.alerts import SAMPLES, level
-from pipeline.core.schema import marked, stacked
+from pipeline.core.schema import marked, parted, stacked
 from pipeline.core.semantics import NEVER
 
 BREACHES = pl.Schema(
@@ -77,9 +77,8 @@ def _first_of_each(breaches: pl.DataFrame, earlier: pl.DataFrame, bounds: pl.Dat
     """
     if breaches["is_late"].all():
         return breaches
-    key, late, on_time = ["series", "time", "rule"], breaches.clear(), breaches
-    if breaches["is_late"].any():
-        late, on_time = breaches.filter("is_late"), breaches.filter(~breaches["is_late"])
+    key = ["series", "time", "rule"]
+    late, on_time = parted(breaches, "is_late")
     on_time = on_time.unique(key, keep="first", maintain_order=True)
     same = earlier.rename({"event_time": "time"}).join(on_time, on=["series", "time"], how="semi")
     if same.height:

@@ -26,6 +26,7 @@ from pipeline.core.schema import (
     log_time,
     marked,
     of_series,
+    parted,
     stacked,
     without_rows,
 )
@@ -284,7 +285,7 @@ def _advance(state: State, rows: pl.DataFrame, entries: pl.DataFrame, semantics:
 
     watermark = pl.max_horizontal(pl.col("running") - semantics.disorder, devices["closed_to"][rows["device_number"]])
     rows = rows.with_columns(is_late=pl.col("window") + semantics.width <= watermark, lateness=watermark - pl.col("event_time"))
-    late, on_time = (rows.filter("is_late"), rows.filter(~rows["is_late"])) if rows["is_late"].any() else (rows.clear(), rows)
+    late, on_time = parted(rows, "is_late")
 
     runs = Runs.of(on_time, "device_number", "window")  # a device's samples mostly come together, so that few are left to be grouped
     counts = runs.first(on_time["device_number", "window"]).with_columns(rows=pl.Series(runs.counts).cast(pl.UInt32))

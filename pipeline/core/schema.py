@@ -147,6 +147,16 @@ def marked(numbers: pl.Series, count: int) -> pl.Series:
     return _UNMARKED.new_from_index(0, count).scatter(numbers, True)
 
 
+def placed(values: pl.Series, numbers: pl.Series, count: int) -> pl.Series:
+    """A column of `count` rows: `values` at the places that `numbers` say, null elsewhere; to be looked up by place."""
+    return pl.Series(values.name, [None], dtype=values.dtype).new_from_index(0, count).scatter(numbers, values)
+
+
+def parted(rows: pl.DataFrame, flag: str) -> tuple[pl.DataFrame, pl.DataFrame]:
+    """(rows whose Boolean `flag` is true, the others). Mostly it is true of none, which costs nothing."""
+    return (rows.filter(flag), rows.filter(~rows[flag])) if rows[flag].any() else (rows.clear(), rows)
+
+
 def without_rows(schema: pl.Schema, nowhere: pl.DataFrame) -> pl.DataFrame:
     """A frame of AGGREGATES, LATE or ANOMALIES without rows. `nowhere`: its columns PLACE, which have names, without rows."""
     return nowhere.hstack(_BUT_PLACE[tuple(schema)])

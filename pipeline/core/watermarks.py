@@ -11,7 +11,7 @@ import numpy as np
 import polars as pl
 
 from pipeline.core.runs import Runs
-from pipeline.core.schema import by_place
+from pipeline.core.schema import by_place, placed
 from pipeline.core.semantics import NEVER, Semantics
 
 # Every device known. Its number, by which all else names it, is its place here; only `State.without_partition` moves it.
@@ -65,9 +65,8 @@ def arrive(devices: pl.DataFrame, moves: pl.DataFrame) -> pl.DataFrame:
     """
     runs = Runs.of(moves, "device_number")
     first, last = runs.first(moves), runs.last(moves)
-    none = pl.Series([None], dtype=pl.Int64).new_from_index(0, devices.height)
-    said = {"first": first["first"], "last": last["last"], "largest": last["largest"]}
-    return devices.hstack([none.clone().scatter(first["device_number"], values).alias(name) for name, values in said.items()])
+    said = (first["first"], last["last"], last["largest"])
+    return devices.hstack([placed(values, first["device_number"], devices.height) for values in said])
 
 
 def silent(windows: pl.DataFrame, devices: pl.DataFrame, at: str, semantics: Semantics) -> pl.DataFrame:
@@ -109,7 +108,7 @@ def last_closed(devices: pl.DataFrame, closings: pl.DataFrame) -> pl.Series:
     Windows of a device close in their order, so that this parts all its rows into those that are closed and those still open.
     """
     last = closings.group_by("device_number").agg(pl.col("window").max())
-    return numbered(devices[["device"]]).join(last, on="device_number", how="left", maintain_order="left")["window"]
+    return placed(last["window"], last["device_number"], devices.height)
 
 
 def heaviest(windows: pl.DataFrame, devices: pl.DataFrame, semantics: Semantics) -> pl.DataFrame:

@@ -12,7 +12,7 @@ import polars as pl
 
 from pipeline.core import counters
 from pipeline.core.runs import Runs
-from pipeline.core.schema import STATISTICS, marked, of_series
+from pipeline.core.schema import STATISTICS, marked, of_series, placed
 from pipeline.core.semantics import Semantics
 
 OPEN_ROWS = pl.Schema(
@@ -86,8 +86,9 @@ def revise(late: pl.DataFrame) -> pl.DataFrame:
     """
     rows = _sorted(late)
     runs = _runs(rows)
-    first, latest = runs.first(rows), {name: pl.Series(name, runs.max(rows[name].to_numpy())) for name in ("newest", "arrived")}
-    summaries = _statistics(rows, runs).hstack([first["partition"], first["device_number"], *latest.values()])
+    device = runs.first(rows["partition", "device_number"])
+    latest = [pl.Series(name, runs.max(rows[name].to_numpy())) for name in ("newest", "arrived")]
+    summaries = _statistics(rows, runs).hstack([*device.get_columns(), *latest])
     return _shape(summaries.with_columns(repeated=pl.lit(0, pl.UInt32)), revision=True)
 
 
@@ -156,8 +157,7 @@ def _with_increase(summaries: pl.DataFrame, rows: pl.DataFrame) -> pl.DataFrame:
         "elapsed": runs.max(columns["event_time"]) - runs.min(columns["before_time"]),
     })
     rate = pl.when(pl.col("elapsed") > 0).then(pl.col("increase") / pl.col("elapsed") * 1e6)
-    place = pl.Series([None], dtype=pl.UInt32).new_from_index(0, summaries.height)
-    place = place.scatter(runs.first(rows)["run"], pl.int_range(len(runs), dtype=pl.UInt32, eager=True))
+    place = placed(pl.int_range(len(runs), dtype=pl.UInt32, eager=True), runs.first(rows[["run"]])["run"], summaries.height)
     return summaries.hstack(steps.with_columns(rate=rate)[place])
 
 
